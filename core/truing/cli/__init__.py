@@ -1,0 +1,120 @@
+"""The `truing` program: a click group whose commands are imported only when they are used."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+import truing
+from truing.errors import SetupError, TruingError
+from truing.suggest import did_you_mean
+
+COMMANDS: Mapping[str, str] = {
+    "train": "Train as CONFIG says.",
+    "check": "Check CONFIG without training: every fault at once, with its line.",
+    "preview": "Show the first samples of CONFIG's data, tokenised, and what became of the rows.",
+    "explain": "Say what a KEY of the configuration, or a plugin, is: type, default, bounds, and where it comes from.",
+    "schema": "Print the configuration's JSON Schema, installed plugins included, for completion and checks in editors.",
+    "convert": "Print FILE, another tool's YAML or JSON, as a configuration of ours.",
+    "plugins": "List the plugins: what they contribute, what is broken and why.",
+    "new-plugin": "Write a package truing-NAME with a plugin that is listed, documented and tested.",
+}
+"""Core's own commands and their one-line help, so that `truing --help` imports none of them."""
+
+INTERRUPTED = 130
+
+
+class Program(click.Group):
+    """Core's commands, then the plugins'; failures become one clear message and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return core's commands in the order of the table, then the plugins' by name."""
+        return [*COMMANDS, *_plugin_commands()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command, importing what it lives in."""
+        if cmd_name not in COMMANDS:
+            return _plugin_commands().get(cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"truing.cli.{name}"), name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments begin with; an unknown one is an error that suggests."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            guess = did_you_mean(args[0], known) or "."
+            ctx.fail(f"No such command {args[0]!r}{guess} The commands are {', '.join(known)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands' one-line helps, whatever state the plugins are in."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+        try:
+            commands = _plugin_commands()
+        except TruingError as error:
+            with formatter.section("Commands of plugins"):
+                formatter.write_text(f"none, for the plugins cannot be loaded: {error}")
+            return
+        if commands:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(name, command.get_short_help_str(100)) for name, command in commands.items()])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the program's own options; `--debug` may stand anywhere."""
+        if "--debug" in args:
+            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            message, exit_code = explain_failure(error)
+            rank = os.environ.get("RANK")  # of several processes under a launcher, each of which may say this
+            click.secho(f"error{f' (rank {rank})' if rank else ''}: {message}", fg="red", err=True)
+            ctx.exit(exit_code)
+
+
+def explain_failure(error: Exception) -> tuple[str, int]:
+    """Return what to tell the user about an exception, and the exit code."""
+    if isinstance(error, TruingError):
+        return str(error), error.exit_code
+    # by name and text, for torch, safetensors and tokenizers are not imported here and have exceptions of their own
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        advice = "lower trainer.max_tokens_per_batch or trainer.max_length, or train an adapter"
+        return f"out of memory: {str(error) or 'no more could be had'}; {advice}", SetupError.exit_code
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return f"no space left on the disk: {error}; free some, or write elsewhere (output.dir)", SetupError.exit_code
+    return f"internal error, {type(error).__name__}: {error}; run again with --debug for the traceback, and please report it", 1
+
+
+def _plugin_commands() -> Mapping[str, click.Command]:
+    from truing.registry import Registry
+
+    return Registry.load(quiet=True).commands()
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(truing.__version__, prog_name="truing")
+def main(debug: bool) -> None:
+    """Align language models with preferences.
+
+    Start with `truing check` and `truing train` on a YAML file.
+    """

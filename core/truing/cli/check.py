@@ -1,0 +1,62 @@
+"""The command `truing check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from truing.config import DataConfig, TrainConfig
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+def check(config: Path, overrides: tuple[str, ...]) -> None:
+    """Check CONFIG without training: every fault at once, with its line. OVERRIDES change single keys: trainer.seed=1."""
+    from truing.config import load_config
+    from truing.config.agreement import warnings_of
+    from truing.registry import Registry
+
+    loaded = load_config(config, overrides, registry=Registry.load())
+    click.echo(f"{config} is valid.")
+    for name, value in _summary(loaded):
+        click.echo(f"  {name:<10}{value}")
+    for warning in (*warnings_of(loaded), *_missing_files(loaded)):
+        click.secho(f"warning: {warning}", fg="yellow", err=True)
+
+
+def _summary(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    trainer = config.trainer
+    yield "method", config.method.name
+    yield "model", config.model.name + (f", training a {config.model.adapter.type} adapter" if config.model.adapter else "")
+    for key, entries in (("data", config.data), ("eval_data", config.eval_data)):
+        for entry in entries:
+            yield key, f"{_where(entry)} as {entry.format.name}" + (f", weight {entry.weight:g}" if entry.weight else "")
+    if config.rollout is not None:
+        yield "rollout", config.rollout.name
+    if config.rewards:
+        yield "rewards", ", ".join(f"{entry.weight:g} x {entry.reward.name}" for entry in config.rewards)
+    prompts = trainer.batch_size * trainer.gradient_accumulation
+    yield "step", f"{trainer.batch_size} prompts x {trainer.gradient_accumulation} accumulated = {prompts} prompts in each process"
+    yield "length", f"max_steps {trainer.max_steps}" if trainer.max_steps else f"num_epochs {trainer.num_epochs:g}"
+    yield "output", str(config.output.dir)
+
+
+def _where(entry: DataConfig) -> str:
+    return ", ".join([*([entry.path] if entry.path else []), *entry.data_files])
+
+
+def _missing_files(config: TrainConfig) -> Iterator[str]:
+    from truing.data.files import file_type
+    from truing.data.paths import local_path, may_be_hub_id, where_looked
+
+    for key, entries in (("data", config.data), ("eval_data", config.eval_data)):
+        for entry in entries:
+            path = entry.path
+            if path is None or local_path(path, config.base_dir) or (may_be_hub_id(path) and file_type(Path(path)) is None):
+                continue
+            yield f"{key}.path {path} is not there yet: looked for {where_looked(path, config.base_dir)}"

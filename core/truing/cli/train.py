@@ -1,0 +1,82 @@
+"""`truing train`: one YAML file in, an aligned model out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command("train")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    metavar="[CHECKPOINT]",
+    help="Continue the run in output.dir, from its newest whole checkpoint or from the one given. Write it last.",
+)
+@click.option("--num-processes", type=click.IntRange(min=1), default=1, show_default=True, help="Data-parallel processes to start.")
+@click.pass_context
+def train(context: click.Context, config: Path, overrides: tuple[str, ...], resume: str | None, num_processes: int) -> None:
+    """Train as CONFIG says. OVERRIDES change single keys: trainer.learning_rate=1e-5 method.beta=0.2"""
+    if resume and "=" in resume and not Path(resume).exists():  # `--resume key=value`: an override, not a checkpoint
+        overrides, resume = (resume, *overrides), ""
+    from truing.config import load_config
+    from truing.errors import ConfigError
+    from truing.registry import Registry
+
+    loaded = load_config(config, overrides, registry=Registry.load())
+    if resume and not (Path(resume) / "manifest.json").exists():
+        raise ConfigError(
+            f"--resume: {resume} is no checkpoint, which is a folder such as {loaded.output.dir}/checkpoints/step-00000100"
+        )
+    if num_processes > 1:
+        debug = ["--debug"] if context.find_root().params.get("debug") else []
+        resuming = [] if resume is None else [f"--resume={resume}"]
+        context.exit(_launch(num_processes, [*debug, "train", str(config), *overrides, *resuming]))
+    _quieten_libraries()
+    from truing.train.loop import train as run
+
+    run(loaded, resume=Path(resume) if resume else resume is not None)
+
+
+def _quieten_libraries() -> None:
+    """Leave the terminal to the run: no bars for loading and saving, no notes of libraries to each other."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(accelerate|peft|transformers)\.")
+
+
+def _launch(processes: int, arguments: list[str]) -> int:
+    """Run this program once per process under accelerate's launcher, and return the exit code of the first that failed."""
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if not torch.cuda.is_available():
+        # accelerate's own CPU mode wants MPI; its launcher for GPUs starts gloo processes just as well when told so
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say themselves what went wrong
+    launcher = launch_command_parser().parse_args(
+        [
+            *("--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "truing", *arguments),
+        ]
+    )
+    try:
+        launch_command(launcher)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return int(failure.exitcode) if failure.exitcode > 0 else 128 - int(failure.exitcode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0

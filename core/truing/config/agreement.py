@@ -1,0 +1,75 @@
+"""What must agree across keys, and is therefore no single key's type or bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truing.config.classes import DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from truing.config.faults import KeyPath
+from truing.data.files import file_type
+from truing.loss import Layout, Needs
+from truing.rewards import DEFAULT_WARNING, DefaultReward
+
+if TYPE_CHECKING:
+    from truing.registry import Registry
+
+
+def disagreements(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the path of each key that does not fit the others, and why. `sections` are those that are right by themselves."""
+    if sections.get("data") == ():
+        yield ("data",), "is empty; name at least one dataset"
+    for key in ("data", "eval_data"):
+        yield from _data(key, sections.get(key, ()))
+    if "trainer" in sections:
+        yield from _lengths(sections["trainer"])
+    if "method" in sections:
+        yield from _offline(sections, registry)
+        if "model" in sections:
+            yield from _reference(sections["method"], sections["model"])
+
+
+def _data(key: str, entries: tuple[DataConfig, ...]) -> Iterator[tuple[KeyPath, str]]:
+    weighted = [entry.weight is not None for entry in entries]
+    for index, entry in enumerate(entries):
+        path: KeyPath = (key, index) if len(entries) > 1 else (key,)
+        if entry.path is None and not entry.data_files:
+            yield path, "needs a path or data_files: a hub id, a folder or a file"
+        for name in ("name", "revision"):
+            if getattr(entry, name) is not None and entry.path is not None and file_type(Path(entry.path)) is not None:
+                yield (*path, name), f"is only for datasets of the hub, and {entry.path} is a file; remove it"
+        if weighted == [True]:
+            yield (*path, "weight"), "is only for several datasets that are mixed, and there is one; remove it"
+        if any(weighted) and entry.weight is None:
+            yield path, "has no weight, but other entries have; give one to all of them or to none"
+
+
+def _lengths(trainer: TrainerConfig) -> Iterator[tuple[KeyPath, str]]:
+    longest, prompt = trainer.max_length, trainer.max_prompt_length
+    if longest is not None and prompt is not None and prompt >= longest:
+        message = f"must be below trainer.max_length ({longest}), got {prompt}: no token would be left for the completion"
+        yield ("trainer", "max_prompt_length"), message
+
+
+def _offline(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, str]]:
+    method = sections["method"]
+    if method.layout is Layout.ROLLOUT:
+        return
+    online = ", ".join(registry.names("loss", layout=Layout.ROLLOUT)) or "none is installed"
+    for key in ("rewards", "rollout"):
+        if sections.get(key):
+            yield (
+                (key,),
+                f"is only for methods that sample completions ({online}); {method.name} trains on the data's own, so remove it",
+            )
+
+
+def _reference(method: Any, model: ModelConfig) -> Iterator[tuple[KeyPath, str]]:
+    if model.precompute_reference and Needs.REFERENCE_LOGPS not in method.needs:
+        yield ("model", "precompute_reference"), f"is true, but {method.name} with these settings uses no reference; remove it"
+
+
+def warnings_of(config: TrainConfig) -> list[str]:
+    """Return what a valid configuration says that its author may not have meant, one sentence each."""
+    return [DEFAULT_WARNING] if any(isinstance(entry.reward, DefaultReward) for entry in config.rewards) else []

@@ -1,0 +1,137 @@
+"""The configuration as classes: one attrs class per mapping of the YAML, one field per key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from truing.data.example import DatasetStrategy
+from truing.loss import Loss
+from truing.rewards import Reward
+from truing.rollout import Rollout
+from truing.settings import setting
+
+
+@attrs.frozen(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters, trained instead of the model's own weights (Hu et al. 2021, arXiv:2106.09685)."""
+
+    type: Literal["lora"] = setting("lora", help="The kind of adapter.")
+    r: int = setting(16, gt=0, help="Rank.")
+    alpha: float | None = setting(None, gt=0, help="Scale; the update is multiplied by alpha / r. null is 2 r.")
+    dropout: float = setting(0.0, ge=0, lt=1, help="Dropout on the adapter's input.")
+    target_modules: str | tuple[str, ...] = setting("all-linear", help="Names of the modules to adapt, or all-linear.")
+    modules_to_save: tuple[str, ...] = setting((), help="Modules trained whole beside the adapter.")
+    use_rslora: bool = setting(False, help="Scale by alpha / sqrt(r) (arXiv:2312.03732).")
+
+
+@attrs.frozen(kw_only=True)
+class ModelConfig:
+    """The policy, and what its reference is."""
+
+    name: str = setting(help="Hub id or local folder of the model.")
+    revision: str | None = setting(None, help="Branch, tag or commit of the hub repository.")
+    tokenizer: str | None = setting(None, help="Hub id or folder of the tokenizer; null takes the model's.")
+    chat_template: str | None = setting(None, help="Jinja text, or a file with it, for a tokenizer that has none or another one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(
+        "auto", help="Type of the weights; auto is float32 for weights that train, and as stored beneath an adapter."
+    )
+    adapter: LoraConfig | None = setting(None, help="Train an adapter instead of the model's weights.")
+    reference: Literal["auto", "copy"] = setting(
+        "auto", help="auto: with an adapter, the same weights with it off; else a frozen copy. copy: always a copy."
+    )
+    precompute_reference: bool = setting(False, help="Compute the reference's log-probabilities once, before training.")
+    trust_remote_code: bool = setting(False, help="Run code from the model's repository. Only for repositories that you trust.")
+
+
+@attrs.frozen(kw_only=True)
+class DataConfig:
+    """One dataset: where it is, and how a row is read."""
+
+    path: str | None = setting(None, help="Hub id, folder, or .json, .jsonl, .csv, .parquet, .txt file (.gz too).")
+    format: DatasetStrategy = setting(help="How a row is read: a dataset strategy, or file.function.")
+    name: str | None = setting(None, help="Configuration of a hub dataset.")
+    split: str = setting("train", help="Split, slices included: train[:10%].")
+    revision: str | None = setting(None, help="Branch, tag or commit of a hub dataset.")
+    ds_type: Literal["json", "csv", "parquet", "text"] | None = setting(None, help="Type of data_files, where path is not given.")
+    data_files: tuple[str, ...] = setting((), help="Files, instead of path or within it.")
+    weight: float | None = setting(
+        None, gt=0, help="Share of this dataset where several are mixed; rows beyond it are never seen. All of them need one."
+    )
+    limit: int | None = setting(None, gt=0, help="Use only the first rows.")
+    on_bad_row: Literal["error", "skip"] = setting("error", help="What a row that cannot be read does: stop, or be counted.")
+
+
+@attrs.frozen(kw_only=True)
+class RewardEntry:
+    """One reward of an online method and its weight in the sum."""
+
+    reward: Reward
+    weight: float = setting(1.0, help="Factor of this reward in the sum.")
+
+
+@attrs.frozen(kw_only=True)
+class TrainerConfig:
+    """The loop. Names are those of transformers' TrainingArguments where one exists."""
+
+    batch_size: int = setting(4, gt=0, help="Prompts (trees) per device and accumulation step.")
+    gradient_accumulation: int = setting(1, gt=0, help="An optimiser step is batch_size x this x processes prompts.")
+    learning_rate: float = setting(5e-6, ge=0, help="Peak learning rate.")
+    num_epochs: float = setting(1.0, gt=0, help="Passes over the data; a fraction is allowed.")
+    max_steps: int | None = setting(None, gt=0, help="Optimiser steps; overrides num_epochs.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", help="Autocast type of the forward.")
+    optimizer: Literal["adamw"] = setting("adamw", help="The optimiser.")
+    adam_beta1: float = setting(0.9, ge=0, lt=1, help="Decay of Adam's first moment.")
+    adam_beta2: float = setting(0.999, ge=0, lt=1, help="Decay of Adam's second moment.")
+    adam_epsilon: float = setting(1e-8, gt=0, help="Adam's epsilon.")
+    weight_decay: float = setting(0.0, ge=0, help="Decoupled weight decay; not on biases and norms.")
+    max_grad_norm: float = setting(1.0, ge=0, help="Gradients are scaled down to this norm; 0 never.")
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_min_lr"
+    ] = setting("linear", help="Shape of the learning rate over the run.")
+    warmup_ratio: float = setting(0.0, ge=0, le=1, help="Share of the steps with a rising learning rate.")
+    warmup_steps: int | None = setting(None, ge=0, help="Steps with a rising learning rate; overrides warmup_ratio.")
+    seed: int = setting(42, ge=0, le=2**32 - 1, help="Seeds data order, dropout and everything else drawn at random.")
+    gradient_checkpointing: bool = setting(False, help="Recompute activations in the backward: less memory, more time.")
+    disable_dropout: bool = setting(True, help="Turn the model's dropout off, so that policy and reference agree.")
+    max_length: int | None = setting(None, gt=0, help="Most tokens of prompt plus completion; null is the model's context.")
+    max_prompt_length: int | None = setting(None, gt=0, help="Longer prompts lose their beginning.")
+    excess_length: Literal["drop", "truncate", "error"] = setting(
+        "drop", help="What happens to a row over max_length: left out and counted, its completions cut, or an error."
+    )
+    max_tokens_per_batch: int | None = setting(None, gt=0, help="Token budget of one forward; null is 8192.")
+    forward: Literal["auto", "shared_prefix", "padded"] = setting(
+        "auto", help="auto probes whether the model is exact with shared prefixes, and pads if not."
+    )
+    logging_steps: int = setting(10, gt=0, help="Steps between lines of the log.")
+    eval_steps: int | None = setting(None, gt=0, help="Steps between evaluations; null: at the end only.")
+    save_steps: int | None = setting(None, gt=0, help="Steps between checkpoints; null: at the end only.")
+    save_total_limit: int | None = setting(None, gt=0, help="How many checkpoints are kept, the newest.")
+    max_skipped_steps: int = setting(10, gt=0, help="Steps in a row whose gradient is not finite before the run stops.")
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting((), help="Trackers to send metrics to.")
+
+
+@attrs.frozen(kw_only=True)
+class OutputConfig:
+    """Where the run writes."""
+
+    dir: Path = setting(help="Run directory.")
+
+
+@attrs.frozen(kw_only=True)
+class TrainConfig:
+    """A whole run: what one YAML file says."""
+
+    recipe: Literal["align"] = setting("align", help="The kind of run.")
+    method: Loss = setting(help="The method: a name, or a mapping with name and its fields.")
+    model: ModelConfig = setting(help="The model.")
+    data: tuple[DataConfig, ...] = setting(help="A dataset, or a list of them: concatenated, or mixed by weight.")
+    eval_data: tuple[DataConfig, ...] = setting((), help="Data to evaluate on, like data.")
+    rollout: Rollout | None = setting(None, help="Where an online method's completions come from.")
+    rewards: tuple[RewardEntry, ...] = setting((), help="What scores an online method's completions.")
+    trainer: TrainerConfig = setting(factory=TrainerConfig, help="The loop.")
+    output: OutputConfig = setting(help="Where the run writes.")
+    base_dir: Path = attrs.field(default=Path(), metadata={"internal": True})
+    """The folder that file.function names refer to: that of the YAML file."""

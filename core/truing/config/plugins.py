@@ -1,0 +1,139 @@
+"""Plugin slots: a name, or a mapping with `name` and the plugin's own settings, becomes an instance of the plugin's class."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cattrs
+
+from truing.config.classes import RewardEntry
+from truing.config.faults import WrongValueError, show
+from truing.config.structure import PLUGIN_TYPES, strict_converter
+from truing.errors import ConfigError, PluginError
+from truing.loss import Layout
+from truing.rewards import FunctionReward, as_reward, reward_registry
+from truing.rollout.functions import FunctionRollout
+from truing.suggest import closest
+
+if TYPE_CHECKING:
+    from truing.registry import Kind, Registry
+
+
+@functools.lru_cache(maxsize=4)
+def plugin_converter(registry: Registry, *, layout: Layout | None, base_dir: Path) -> cattrs.Converter:
+    """Return the strict converter that also fills plugin slots; `layout` is the method's, where that is known."""
+    converter = strict_converter()
+    slots = _Slots(converter, registry, layout, base_dir)
+    converter.register_structure_hook_func(
+        lambda type_: type_ in PLUGIN_TYPES, lambda value, type_: slots.fill(PLUGIN_TYPES[type_], value)
+    )
+    structure_entry = converter.get_structure_hook(RewardEntry)
+    converter.register_structure_hook(RewardEntry, lambda value, type_: structure_entry(_reward_and_weight(value), type_))
+    return converter
+
+
+def _reward_and_weight(value: Any) -> Any:
+    if isinstance(value, RewardEntry):
+        return value
+    if not isinstance(value, Mapping):
+        return {"reward": value}
+    reward = {key: item for key, item in value.items() if key != "weight"}
+    return {"reward": reward, "weight": value.get("weight")}
+
+
+class _Slots:
+    def __init__(self, converter: cattrs.Converter, registry: Registry, layout: Layout | None, base_dir: Path) -> None:
+        self.converter = converter
+        self.registry = registry
+        self.layout = layout
+        self.base_dir = base_dir
+
+    def fill(self, kind: Kind, value: Any) -> Any:
+        """Return the plugin that a value names; from Python it may be the plugin itself, and a reward any callable.
+
+        Raises WrongValueError, ConfigError, PluginError, and cattrs' errors for the plugin's settings.
+        """
+        if kind == "reward" and callable(value):
+            return as_reward(value)
+        if not isinstance(value, (str, Mapping, list, tuple, int, float, type(None))):
+            return self._instance(kind, value)
+        name, settings = _name_and_settings(value)
+        layout = self._layout(name) if kind == "dataset_strategy" else None
+        if "." in name and kind != "loss":
+            function = self._function(kind, name)
+            if function is not None:
+                if settings:
+                    raise WrongValueError(
+                        f"names the function {name}, which takes no settings; remove {', '.join(map(str, settings))}"
+                    )
+                return function
+        if kind == "reward" and name in reward_registry.names() and not self.registry.claims(kind, name):
+            return reward_registry.get(name)
+        return self.converter.structure(settings, self.registry.get(kind, name, layout=layout))
+
+    def _instance(self, kind: Kind, value: Any) -> Any:
+        """Return an instance of a plugin's class, registered or not, as it is. Raises WrongValueError for anything else."""
+        from truing.data.strategies import FunctionStrategy
+        from truing.registry import KIND_WORDS
+        from truing.registry.contract import check_class
+
+        if isinstance(value, type):
+            raise WrongValueError(f"is the class {value.__qualname__}; give an instance, {value.__qualname__}()")
+        cls = type(value)
+        if not isinstance(value, (FunctionStrategy, FunctionReward, FunctionRollout)):
+            try:
+                check_class(kind, cls)
+            except PluginError as error:
+                raise WrongValueError(f"is an instance of {cls.__qualname__}, which is no {KIND_WORDS[kind]}: {error}") from error
+        if kind == "dataset_strategy" and self.layout is not None and self.layout not in value.layouts:
+            served = ", ".join(sorted(layout.value for layout in value.layouts))
+            raise WrongValueError(f"is a {cls.__qualname__}, for the layouts {served}, and the method's is {self.layout.value}")
+        return value
+
+    def _layout(self, format_: str) -> Layout | None:
+        """Return the method's layout; where the method is unknown, any that the format serves."""
+        served = (layout for layout in Layout if format_ in self.registry.names("dataset_strategy", layout=layout))
+        return self.layout or next(served, None)
+
+    def _function(self, kind: Kind, name: str) -> Any:
+        """Return the user's function of a dotted name; None when a plugin has that name and no file does."""
+        from truing.functions import find_function
+
+        names = self.registry.names(kind)
+        try:
+            source = find_function(name, self.base_dir)
+        except ConfigError as error:
+            if self.registry.claims(kind, name):
+                return None
+            near = closest(name, names)
+            if near:
+                raise ConfigError(f"{error}; did you mean the plugin {near!r}?") from None
+            raise
+        if name in names:
+            raise WrongValueError(f"{name!r} is both a plugin and a function in {source.file}; rename the function or its file")
+        if kind == "reward":
+            return FunctionReward(name=name, base_dir=self.base_dir)
+        if kind == "rollout":
+            return FunctionRollout(name=name, base_dir=self.base_dir)
+        from truing.data.strategies import FunctionStrategy
+
+        return FunctionStrategy(name=name, base_dir=self.base_dir)
+
+
+def _name_and_settings(value: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(value, str) and value:
+        return value, {}
+    if not isinstance(value, Mapping):
+        raise WrongValueError(f"must be a name, or a mapping with name and settings, got {show(value)}")
+    settings = dict(value)
+    name = settings.pop("name", None)
+    if isinstance(name, str) and name:
+        return name, settings
+    if name is not None:
+        raise WrongValueError(f"has a name that must be a string, got {show(name)}")
+    near = closest("name", (key for key in settings if isinstance(key, str)))
+    hint = f"; did you mean 'name' where it says {near!r}?" if near else ", such as {name: ...}"
+    raise WrongValueError(f"is a mapping without `name`{hint}")

@@ -1,0 +1,27 @@
+"""What core hands to a plugin's `open`, for those plugins that hold something alive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class OpenContext:
+    """The run that a plugin is opened for."""
+
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    run_dir: Path
+    seed: int
+    models: Mapping[str, Any] = attrs.field(factory=dict)
+    """Unwrapped models by role: "policy", and "reference", "critic" where the method needs them."""
+    config_dir: Path = Path()
+    """The folder of the configuration file, which relative names in it refer to."""

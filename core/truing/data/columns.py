@@ -1,0 +1,145 @@
+"""Reads one column of a row, or raises a RowError that says which column, what it holds and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from truing.data.example import Message, Text
+from truing.errors import RowError
+from truing.suggest import did_you_mean
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_LABELS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """Return `repr(value)` cut to about `limit` characters, for error messages."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def read(row: Mapping[str, Any], column: str) -> Any:
+    """Return the column's value. Raises RowError where it is missing or null."""
+    if column not in row:
+        columns = ", ".join(map(repr, row)) or "none"
+        hint = did_you_mean(column, map(str, row))
+        raise RowError(
+            f"column {column!r} is missing{hint}; the row has {columns}: rename a column, or choose the format that fits"
+        )
+    if row[column] is None:
+        raise RowError(f"column {column!r} is null; it needs a value")
+    return row[column]
+
+
+def read_string(row: Mapping[str, Any], column: str, *, may_be_empty: bool = False) -> str:
+    """Return a column of text, unchanged. Raises RowError where it is not text or, unless allowed, blank."""
+    return check_string(read(row, column), column, may_be_empty=may_be_empty)
+
+
+def check_string(value: Any, column: str, *, may_be_empty: bool = False) -> str:
+    """Return `value` if it is text. Raises RowError where it is not or, unless allowed, blank."""
+    if not isinstance(value, str):
+        raise RowError(f"column {column!r} must be text, got {type(value).__name__} {shorten(value)}")
+    if not may_be_empty and not value.strip():
+        raise RowError(f"column {column!r} is empty ({shorten(value)}); it needs text")
+    return value
+
+
+def check_messages(value: Any, column: str) -> tuple[Message, ...]:
+    """Return a list of messages, each with a known role and text as content, without its null keys.
+
+    Columnar files give every message the keys of all others, filled with null; templates must not see those. Raises RowError.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise RowError(f"column {column!r} must be text or a list of messages, got {type(value).__name__} {shorten(value)}")
+    if not value:
+        raise RowError(f"column {column!r} is an empty list; it needs at least one message")
+    return tuple(_check_message(message, f"{column}[{index}]") for index, message in enumerate(value))
+
+
+def _check_message(message: Any, place: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise RowError(f"{place} must be a message such as {{role: user, content: ...}}, got {shorten(message)}")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise RowError(f"{place} has the role {shorten(role)}; known roles are {', '.join(ROLES)}")
+    if content is None and message.get("tool_calls"):
+        return {key: item for key, item in message.items() if item is not None}
+    if not isinstance(content, str):
+        raise RowError(f"{place} must have text as its content, got {type(content).__name__} {shorten(content)}")
+    return {key: item for key, item in message.items() if item is not None}
+
+
+def check_prompt(value: Any, column: str) -> Text:
+    """Return a prompt: text that is not blank, or messages of which the last is not the assistant's. Raises RowError."""
+    if isinstance(value, str):
+        return check_string(value, column)
+    messages = check_messages(value, column)
+    if messages[-1]["role"] == "assistant":
+        raise RowError(
+            f"{column} ends with an assistant message; the response comes next, so it must end with another role, such as user"
+        )
+    return messages
+
+
+def check_response(value: Any, column: str) -> Text:
+    """Return a response: text that is not blank, or a list of one assistant message. Raises RowError."""
+    if isinstance(value, str):
+        return check_string(value, column)
+    messages = check_messages(value, column)
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in messages)
+        raise RowError(f"{column} must be one assistant message, got {shorten(roles)}; the turns before it belong in the prompt")
+    check_reply(messages[0], column)
+    return messages
+
+
+def check_reply(message: Message, column: str) -> None:
+    """Raise RowError where an assistant's message says nothing: blank content and no tool calls."""
+    if not message.get("tool_calls") and not message["content"].strip():
+        raise RowError(f"the last message of column {column!r} is empty; it needs text")
+
+
+def same_kind(prompt: Text, response: Text, column: str) -> None:
+    """Raise RowError where one of prompt and response is text and the other messages."""
+    kinds = ["text" if isinstance(side, str) else "messages" for side in (prompt, response)]
+    if kinds[0] != kinds[1]:
+        raise RowError(f"the prompt is {kinds[0]} and column {column!r} is {kinds[1]}; make both text, or both messages")
+
+
+def read_label(row: Mapping[str, Any], column: str) -> tuple[bool, tuple[str, ...]]:
+    """Return a boolean column, and a note for the report where 0, 1, "true" or "false" was read as one. Raises RowError."""
+    value = read(row, column)
+    if isinstance(value, bool):
+        return value, ()
+    known = _LABELS.get(str(value).lower()) if isinstance(value, (int, str)) else None
+    if known is None:
+        raise RowError(f'column {column!r} must be true or false (0, 1, "true" and "false" will do), got {shorten(value)}')
+    return known, (f"labels {value!r} read as {str(known).lower()}",)
+
+
+def read_number(row: Mapping[str, Any], column: str) -> float:
+    """Return a finite number; text that spells one will do, for .csv files have nothing else. Raises RowError."""
+    value = read(row, column)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"column {column!r} must be a finite number, got {shorten(value)}")
+    return number
+
+
+def read_tools(row: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Return the column tools, a list of descriptions for the chat template; None where there is none. Raises RowError."""
+    tools = row.get("tools")
+    if tools is not None and not isinstance(tools, (list, tuple)):
+        raise RowError(f"column 'tools' must be a list of tool descriptions, got {type(tools).__name__} {shorten(tools)}")
+    return tools or None
+
+
+def others(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
+    """Return the columns that the format does not read itself."""
+    return {column: value for column, value in row.items() if column not in used}

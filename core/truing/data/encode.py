@@ -1,0 +1,248 @@
+"""Examples to prompt trees: rendering, tokenising, end tokens, masks, and where a prompt ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from truing.data.dataset import branch_roles
+from truing.data.example import Example, Message, Text
+from truing.data.tree import Branch, PromptTree, TokenIds
+from truing.errors import ModelError, RowError
+from truing.loss import Layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_RESPONSES = {
+    Layout.PAIRED: (2, 2),
+    Layout.LABELED: (1, 1),
+    Layout.ROLLOUT: (0, 0),
+    Layout.RANKED: (2, None),
+    Layout.SINGLE: (1, None),
+}
+
+
+@attrs.frozen
+class Rendered:
+    """An Example as text: its prompt, and the prompt with each response."""
+
+    example: Example
+    prompt: str
+    wholes: tuple[str, ...]
+    chat: bool
+    """Rendered by a chat template, which brings the special tokens."""
+
+
+@attrs.frozen
+class Encoded:
+    """A prompt tree, and what had to be done for it."""
+
+    tree: PromptTree
+    rendered: Rendered
+    prompt_split: bool
+    """The rendered prompt is no token prefix of prompt and response together, so that the branches begin earlier."""
+    prompt_invented: bool
+    """The prompt had no token, and the beginning (or end) token stands in, to predict the first of a response from."""
+
+
+@attrs.frozen
+class Encoder:
+    """Turns Examples into prompt trees with one tokenizer.
+
+    Prompt and response are tokenised together; the prompt is what the rendered prompt's tokens are, if those begin every whole,
+    and else the longest common prefix of them all. All tokens of a response are counted, its end token included.
+
+    Text gets the special tokens that the tokenizer puts before a text, once, and the end token after it if `add_eos` and it
+    lacks it. A chat template brings its own: what it writes after the token that ends the turn is cut, and the end token is
+    added only where the template ends a turn with no special token.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded | RowError]:
+        """Return a tree for each Example, or the RowError that says why it has none. Raises ModelError as `render` does."""
+        rendered = [self._try_render(example) for example in examples]
+        good = [item for item in rendered if isinstance(item, Rendered)]
+        ids = iter(self._tokenize([text for item in good for text in (item.prompt, *item.wholes)]))
+        return [
+            item if isinstance(item, RowError) else self._assemble(item, [next(ids) for _ in range(1 + len(item.wholes))])
+            for item in rendered
+        ]
+
+    def _try_render(self, example: Example) -> Rendered | RowError:
+        try:
+            return self.render(example)
+        except RowError as error:
+            return error
+
+    def render(self, example: Example) -> Rendered:
+        """Return the Example as text.
+
+        Raises RowError where it does not fit the layout or the template refuses it, and ModelError without a template.
+        """
+        least, most = _RESPONSES[self.layout]
+        if self.layout is Layout.ROLLOUT:
+            example = attrs.evolve(example, responses=())
+        if len(example.responses) < least or (most is not None and len(example.responses) > most):
+            number = f"{least}{'' if most else ' or more'}"
+            raise RowError(f"the layout {self.layout.name} takes {number} responses, the row gives {len(example.responses)}")
+        if self.layout is Layout.LABELED and not isinstance(example.label, bool):
+            raise RowError(f"the layout LABELED takes a boolean label, the row gives {example.label!r}")
+        if self.layout is Layout.RANKED and (example.ranks is None or len(example.ranks) != len(example.responses)):
+            raise RowError(f"the layout RANKED takes a rank for every response, the row gives {example.ranks!r}")
+        if len({isinstance(text, str) for text in (example.prompt, *example.responses)}) > 1:
+            raise RowError("prompt and responses must be all text or all messages; the row mixes both")
+        chat = not isinstance(example.prompt, str)
+        render = self._render_chat if chat else _render_text
+        rendered = Rendered(example, *render(example), chat)
+        for text in (rendered.prompt, *rendered.wholes):
+            _check_unicode(text)
+        return rendered
+
+    def _render_chat(self, example: Example) -> tuple[str, tuple[str, ...]]:
+        prompt = self._apply_template(example.prompt, example.tools, add_generation_prompt=True)
+        wholes = [self._apply_template([*example.prompt, *response], example.tools) for response in example.responses]
+        return prompt, tuple(self._cut_after_turn(whole) for whole in wholes)
+
+    def _cut_after_turn(self, whole: str) -> str:
+        trailing = self.turn_end[len(self.turn_end.rstrip()) :]
+        return whole[: len(whole) - len(trailing)] if whole.endswith(self.turn_end) else whole
+
+    def _apply_template(self, messages: Text, tools: Sequence[Any] | None, *, add_generation_prompt: bool = False) -> str:
+        import jinja2
+
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                "the data has messages, and the tokenizer has no chat template; give one as model.chat_template (Jinja text or a "
+                "file), choose a model that has one, or a format that makes text"
+            )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                list(messages),  # type: ignore[arg-type]  # a list of Mappings
+                tools=list(tools) if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"model.chat_template is not valid Jinja: {error.message} in line {error.lineno}") from error
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise RowError(f"the chat template refuses the messages: {error}") from error
+        return str(rendered)
+
+    def prompt_text(self, encoded: Encoded, tree: PromptTree) -> str:
+        """Return the text of the tree's prompt: as rendered, or decoded where the tokens begin later or end earlier than it."""
+        rendered = encoded.rendered
+        if tree.prompt_ids == encoded.tree.prompt_ids and not encoded.prompt_split:
+            return rendered.prompt
+        before = 0 if rendered.chat or encoded.prompt_invented else len(self.before_text)
+        return str(self.tokenizer.decode(list(tree.prompt_ids[before:])))
+
+    @cached_property
+    def turn_end(self) -> str:
+        """What the chat template writes after an assistant's content: the end that renderings of two contents share."""
+        question: Message = {"role": "user", "content": "q"}
+        for before in ([question], [{"role": "system", "content": "s"}, question]):  # some templates insist on a system turn
+            try:
+                a, b = (self._apply_template([*before, {"role": "assistant", "content": content}], None) for content in "ab")
+            except RowError:
+                continue
+            return _common_suffix(a, b)
+        return ""  # a template that takes no such conversation: nothing is cut
+
+    @cached_property
+    def before_text(self) -> TokenIds:
+        """The special tokens that the tokenizer puts before a text, such as the beginning token."""
+        bare = self._tokenize(["a"])[0]
+        whole = self.tokenizer("a", verbose=False)["input_ids"]
+        starts = (i for i in range(len(whole)) if tuple(whole[i : i + len(bare)]) == bare)
+        return tuple(whole[: next(starts, 0)])
+
+    def has_end(self, ids: TokenIds) -> bool:
+        """Return whether the last token is a special one, such as the end token."""
+        return bool(ids) and ids[-1] in self._special_ids
+
+    @cached_property
+    def _turn_ends_specially(self) -> bool:
+        return self.has_end(self._tokenize([self.turn_end.rstrip()])[0])
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.added_tokens_decoder) | frozenset(self.tokenizer.all_special_ids)
+
+    def _tokenize(self, texts: list[str]) -> list[TokenIds]:
+        if not texts:
+            return []
+        ids = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return [tuple(of_text) for of_text in ids]
+
+    def _assemble(self, rendered: Rendered, ids: list[TokenIds]) -> Encoded:
+        example = rendered.example
+        prompt, *wholes = (self._with_special(of_text, rendered) for of_text in ids)
+        ended = [self._with_eos(whole, rendered) for whole in wholes]
+        split = min((_common_length(prompt, whole) for whole in wholes), default=len(prompt))
+        start = prompt[:split] or (self._first_token(),)
+        roles = branch_roles(self.layout, len(wholes))
+        ranks = example.ranks if self.layout is Layout.RANKED and example.ranks else (None,) * len(wholes)
+        tree = PromptTree(
+            prompt_ids=start,
+            branches=tuple(
+                Branch(token_ids=whole[split:], loss_mask=(True,) * (len(whole) - split), role=role, rank=rank, label=example.label)
+                for whole, role, rank in zip(ended, roles, ranks, strict=True)
+            ),
+            sample_id=-1,
+            margin=example.margin,
+            columns=example.columns,
+        )
+        return Encoded(tree, rendered, prompt_split=split < len(prompt), prompt_invented=split == 0)
+
+    def _with_special(self, ids: TokenIds, rendered: Rendered) -> TokenIds:
+        before = () if rendered.chat else self.before_text
+        return ids if ids[: len(before)] == before else before + ids
+
+    def _with_eos(self, ids: TokenIds, rendered: Rendered) -> TokenIds:
+        eos = self.tokenizer.eos_token_id
+        template_ends = rendered.chat and self._turn_ends_specially and self.has_end(ids)
+        if template_ends or ids[-1:] == (eos,) or not (rendered.chat or rendered.example.add_eos):
+            return ids
+        if eos is None:
+            raise ModelError(
+                "the tokenizer has no end token, and a response must end with one; set eos_token in its tokenizer_config.json"
+            )
+        return (*ids, eos)
+
+    def _first_token(self) -> int:
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if bos is None and eos is None:
+            raise ModelError("a prompt is empty, and the tokenizer has neither a beginning nor an end token to put there")
+        return int(eos if bos is None else bos)
+
+
+def _render_text(example: Example) -> tuple[str, tuple[str, ...]]:
+    assert isinstance(example.prompt, str), "messages are rendered by the template"
+    return example.prompt, tuple(example.prompt + str(response) for response in example.responses)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise RowError(
+            f"the text has half of a surrogate pair, U+{code:04X}, which is no character; mend it where the file was made"
+        ) from error
+
+
+def _common_length(a: TokenIds, b: TokenIds) -> int:
+    if b[: len(a)] == a:
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _common_suffix(a: str, b: str) -> str:
+    length = next((i for i, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=False)) if x != y), min(len(a), len(b)))
+    return a[len(a) - length :]

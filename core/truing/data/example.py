@@ -1,0 +1,53 @@
+"""What a dataset strategy makes of a row, before any tokenizer: a prompt and its responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import attrs
+
+from truing.loss import Layout
+
+Message: TypeAlias = Mapping[str, Any]
+"""One turn of a conversation: `role`, `content`, and what else the chat template reads."""
+Text: TypeAlias = str | Sequence[Message]
+"""Text as it is, or messages that the tokenizer's chat template renders."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Example:
+    """A prompt with its responses: both text, or both messages.
+
+    `responses` are in the order of the layout: chosen, rejected; or best first; or the one labelled. `prompt` may be empty text.
+    """
+
+    prompt: Text
+    responses: tuple[Text, ...] = ()
+    label: bool | None = None
+    """LABELED layout: whether the response is desirable."""
+    ranks: tuple[int, ...] | None = None
+    """RANKED layout: 0 is the best; equal ranks are ties."""
+    margin: float | None = None
+    """PAIRED layout: by how much chosen is better, where the data says."""
+    add_eos: bool = True
+    """Whether text responses get the end token when they lack it; messages always end as their template ends them."""
+    tools: Sequence[Any] | None = None
+    """Tool descriptions for the chat template."""
+    columns: Mapping[str, Any] = attrs.field(factory=dict)
+    """Extra columns, handed on to rewards."""
+    notes: tuple[str, ...] = ()
+    """What was made of the row that the user should know, such as "labels 1 read as true"; counted in the report."""
+
+
+class DatasetStrategy(Protocol):
+    """Reads one row of a dataset: an attrs class of settings such as column names.
+
+    A name may serve several layouts with different columns: one class each, unique per name and layout.
+    """
+
+    name: ClassVar[str]
+    layouts: ClassVar[frozenset[Layout]]
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the row as an Example. Raises truing.RowError, saying which column is wrong and why; never mutates the row."""

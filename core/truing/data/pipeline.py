@@ -1,0 +1,250 @@
+"""From the configuration's datasets to the prompt trees of a run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from truing.config.classes import DataConfig, TrainerConfig
+from truing.data.dataset import TreeDataset
+from truing.data.encode import Encoded, Encoder
+from truing.data.example import DatasetStrategy, Example
+from truing.data.files import Row
+from truing.data.load import describe, load_rows, number_rows
+from truing.data.report import DataReport
+from truing.data.strategies import FunctionStrategy
+from truing.data.tree import PromptTree
+from truing.errors import ConfigError, DataError, RowError
+from truing.loss import Layout
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+Parse = Callable[[Mapping[str, Any]], Example]
+_ROWS_AT_ONCE = 256
+
+
+def prepare(
+    sources: Sequence[DataConfig],
+    *,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    trainer: TrainerConfig,
+    context_length: int | None,
+    base_dir: Path,
+    config: Any = None,
+    keep_text: bool = False,
+) -> tuple[TreeDataset, DataReport]:
+    """Return the prompt trees of all datasets, and what became of their rows.
+
+    `config` is what a user's function gets as `cfg`; `keep_text` keeps every prompt's text for TreeDataset.text.
+
+    Several datasets follow each other. Where they carry `weight`, one epoch is the longest mixture that repeats no row: dataset i
+    of n_i rows has the share w_i = weight_i / sum of weights, and gives floor(w_i * N) of its rows, drawn without replacement
+    under trainer.seed, with N = min(n_i / w_i); every epoch has the same rows. Raises ConfigError, DataError or ModelError.
+    """
+    weights = [source.weight for source in sources]
+    if None in weights and any(weights):
+        lacking = ", ".join(describe(source) for source in sources if source.weight is None)
+        raise ConfigError(f"data: some datasets have a weight, but not {lacking}; give every one a weight to mix them, or none")
+    settings = SimpleNamespace(trainer=trainer, data=tuple(sources)) if config is None else config
+    maker = _TreeMaker.create(layout, tokenizer, trainer, context_length, keep_text=keep_text)
+    ends = []
+    for index, source in enumerate(sources):
+        parse = _bind(source.format, layout, settings, index, tokenizer)
+        maker.add(load_rows(source, base_dir), parse, source.on_bad_row)
+        ends.append(len(maker.trees))
+    dataset = maker.finish(" and ".join(map(describe, sources)))
+    if len(sources) > 1 and None not in weights:
+        mixed = dataset.select(_mixture(ends, [weight or 0.0 for weight in weights], trainer.seed, sources))
+        maker.report.rows_not_mixed = len(dataset) - len(mixed)
+        dataset = mixed
+    return _finish_report(dataset, maker.report)
+
+
+def prepare_rows(
+    rows: datasets.Dataset | Iterable[Mapping[str, Any]],
+    strategy: DatasetStrategy | FunctionStrategy,
+    *,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    trainer: TrainerConfig,
+    context_length: int | None,
+    config: Any = None,
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> tuple[TreeDataset, DataReport]:
+    """Return the prompt trees of rows that are in memory, as `prepare` does for those of files."""
+    maker = _TreeMaker.create(layout, tokenizer, trainer, context_length)
+    settings = SimpleNamespace(trainer=trainer, data=()) if config is None else config
+    maker.add(number_rows(rows, "dataset"), _bind(strategy, layout, settings, 0, tokenizer), on_bad_row)
+    return _finish_report(maker.finish("the dataset"), maker.report)
+
+
+def _bind(strategy: DatasetStrategy | FunctionStrategy, layout: Layout, config: Any, index: int, tokenizer: Any) -> Parse:
+    if layout not in strategy.layouts:
+        known = ", ".join(sorted(known.name for known in strategy.layouts))
+        raise ConfigError(
+            f"data.format: {strategy.name} reads rows for {known}, and the method's layout is {layout.name}; choose another"
+        )
+    if isinstance(strategy, FunctionStrategy):
+        return strategy.bind(layout=layout, config=config, dataset_idx=index, tokenizer=tokenizer)
+
+    def parse(row: Mapping[str, Any]) -> Example:
+        try:
+            return strategy.parse(row)
+        except RowError:
+            raise
+        except Exception as error:
+            raise RowError(f"the format {strategy.name} failed: {type(error).__name__}: {error}") from error
+
+    return parse
+
+
+def _mixture(ends: Sequence[int], weights: Sequence[float], seed: int, sources: Sequence[DataConfig]) -> list[int]:
+    import numpy as np
+
+    sizes = np.diff([0, *ends])
+    shares = np.asarray(weights) / sum(weights)
+    total = (sizes / shares).min()
+    # the small number keeps 0.3 / 0.1 rows, which is 2.9999999999999996, at 3
+    counts = np.floor(shares * total + 1e-9).astype(int)
+    if 0 in counts:
+        at = int(np.argmin(counts))
+        has = ", ".join(f"{describe(source)} has {size:,} rows" for source, size in zip(sources, sizes, strict=True))
+        raise DataError(
+            f"data: the mixture leaves no row of {describe(sources[at])}, of which the share is {shares[at]:.3g}: {has}"
+        )
+    random = np.random.default_rng(seed)
+    drawn = [
+        start + np.sort(random.permutation(size)[:count]) for start, size, count in zip([0, *ends], sizes, counts, strict=False)
+    ]
+    return [int(index) for index in np.concatenate(drawn)]
+
+
+def _finish_report(dataset: TreeDataset, report: DataReport) -> tuple[TreeDataset, DataReport]:
+    report.rows_kept = len(dataset)
+    report.tokens = sum(dataset.length(index) for index in range(len(dataset)))
+    return dataset, report
+
+
+@attrs.frozen
+class _TreeMaker:
+    """Adds the trees of one dataset after another, under the run's limits of length."""
+
+    encoder: Encoder
+    excess_length: Literal["drop", "truncate", "error"]
+    report: DataReport
+    trees: TreeDataset
+    keep_text: bool
+
+    @classmethod
+    def create(
+        cls,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        trainer: TrainerConfig,
+        context_length: int | None,
+        *,
+        keep_text: bool = False,
+    ) -> _TreeMaker:
+        longest, longest_prompt = trainer.max_length or context_length, trainer.max_prompt_length
+        if longest and context_length and longest > context_length:
+            raise ConfigError(
+                f"trainer.max_length is {longest}, and the model was made for {context_length} tokens; give at most that, or null"
+            )
+        if longest and longest_prompt and longest_prompt >= longest:
+            raise ConfigError(
+                f"trainer.max_prompt_length is {longest_prompt}, which leaves no room for a response within {longest} tokens"
+            )
+        report = DataReport(max_length=longest, max_prompt_length=longest_prompt)
+        return cls(Encoder(tokenizer, layout), trainer.excess_length, report, TreeDataset(layout), keep_text)
+
+    def add(self, rows: Iterable[Row], parse: Parse, on_bad_row: Literal["error", "skip"]) -> None:
+        """Read, encode and keep rows, some hundreds at a time, for tokenizers are faster on many texts."""
+        remaining = iter(rows)
+        while batch := list(itertools.islice(remaining, _ROWS_AT_ONCE)):
+            self.report.rows_read += len(batch)
+            parsed = [_try_parse(row, parse) for row in batch]
+            encoded = iter(self.encoder.encode([example for example in parsed if isinstance(example, Example)]))
+            for row, example in zip(batch, parsed, strict=True):
+                result = example if isinstance(example, RowError) else next(encoded)
+                if isinstance(result, Encoded):
+                    self._keep(result, row.where)
+                elif on_bad_row == "skip":
+                    self.report.skip(row.where, str(result))
+                else:
+                    raise DataError(
+                        f"{row.where}: {result}. data.on_bad_row: skip leaves such rows out and counts them"
+                    ) from result
+
+    def finish(self, name: str) -> TreeDataset:
+        """Return the trees. Raises DataError where none is left."""
+        if not len(self.trees):
+            raise DataError(f"data: no row of {name} can be trained on: {'; '.join(map(str.strip, self.report.lines()))}")
+        return self.trees
+
+    def _keep(self, encoded: Encoded, where: str) -> None:
+        report = self.report
+        tree = self._fit(encoded.tree, where)
+        if tree is None:
+            report.rows_too_long += 1
+        elif any(branch.counted == 0 for branch in tree.branches):
+            report.rows_nothing_counted += 1
+        elif self.encoder.layout is Layout.PAIRED and tree.branches[0].token_ids == tree.branches[1].token_ids:
+            report.rows_same_tokens += 1
+        else:
+            text = self.encoder.prompt_text(encoded, tree) if self.keep_text else None
+            self.trees.append(tree, encoded.rendered.example.prompt, text)
+            report.prompts_split += encoded.prompt_split
+            report.prompts_invented += encoded.prompt_invented
+            report.notes.update(encoded.rendered.example.notes)
+            self._count_cuts(encoded.tree, tree)
+
+    def _fit(self, tree: PromptTree, where: str) -> PromptTree | None:
+        """Return the tree within the limits, or None where it is to be dropped; what is yet to be sampled takes one token."""
+        if self.report.max_prompt_length:
+            tree = attrs.evolve(
+                tree, prompt_ids=_keep_end(tree.prompt_ids, self.report.max_prompt_length, self.encoder.tokenizer.bos_token_id)
+            )
+        longest = self.report.max_length
+        length = len(tree.prompt_ids) + max((len(branch.token_ids) for branch in tree.branches), default=1)
+        if longest is None or length <= longest:
+            return tree
+        if self.excess_length == "error":
+            raise DataError(
+                f"{where}: {length} tokens, over trainer.max_length {longest}; raise it, or set excess_length: drop or truncate"
+            )
+        room = longest - len(tree.prompt_ids)
+        if self.excess_length == "drop" or not tree.branches:
+            return None
+        cut = [attrs.evolve(b, token_ids=b.token_ids[: max(room, 0)], loss_mask=b.loss_mask[: max(room, 0)]) for b in tree.branches]
+        return attrs.evolve(tree, branches=tuple(cut))
+
+    def _count_cuts(self, before: PromptTree, after: PromptTree) -> None:
+        self.report.prompts_truncated += len(after.prompt_ids) < len(before.prompt_ids)
+        for whole, cut in zip(before.branches, after.branches, strict=True):
+            if len(cut.token_ids) < len(whole.token_ids):
+                self.report.completions_truncated += 1
+                self.report.ends_lost += self.encoder.has_end(whole.token_ids)
+
+
+def _try_parse(row: Row, parse: Parse) -> Example | RowError:
+    if row.problem is not None:
+        return RowError(row.problem)
+    try:
+        return parse(row.columns)
+    except RowError as error:
+        return error
+
+
+def _keep_end(ids: tuple[int, ...], most: int, bos: int | None) -> tuple[int, ...]:
+    if len(ids) <= most:
+        return ids
+    first = ids[:1] if ids[0] == bos else ()
+    return first + ids[len(ids) - most + len(first) :]

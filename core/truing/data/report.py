@@ -1,0 +1,78 @@
+"""What became of the rows: nothing is left out or cut without being counted here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import attrs
+
+_SHOWN = 3
+
+
+@attrs.define(kw_only=True)
+class DataReport:
+    """Counts of one preparation of data, for the terminal and for environment.json."""
+
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+    rows_read: int = 0
+    rows_kept: int = 0
+    rows_skipped: int = 0
+    """Rows that could not be read, with data.on_bad_row: skip."""
+    rows_too_long: int = 0
+    rows_nothing_counted: int = 0
+    """Rows of which truncation left a response no token, or that never had one."""
+    rows_same_tokens: int = 0
+    """Pairs whose sides are the same tokens, after truncation or to this tokenizer."""
+    rows_not_mixed: int = 0
+    """Good rows that the shares of a mixture leave out."""
+    prompts_truncated: int = 0
+    completions_truncated: int = 0
+    ends_lost: int = 0
+    """Truncated completions that lost their end token."""
+    prompts_split: int = 0
+    """Rows whose prompt ends earlier than its text, because its last token and the response's first are one."""
+    prompts_invented: int = 0
+    """Rows with an empty prompt, where the beginning or end token stands in."""
+    tokens: int = 0
+    """Tokens of all kept trees: prompts once, and every branch."""
+    notes: Counter[str] = attrs.field(factory=Counter)
+    """What formats made of rows, by description."""
+    skipped: list[str] = attrs.field(factory=list)
+    """The first rows skipped: place and reason."""
+
+    def skip(self, where: str, reason: str) -> None:
+        """Count a row that cannot be read, and remember the first few."""
+        self.rows_skipped += 1
+        if len(self.skipped) < _SHOWN:
+            self.skipped.append(f"{where}: {reason}")
+
+    def lines(self) -> list[str]:
+        """Return the report as sentences, without those that count nothing."""
+        counted = [
+            (self.rows_skipped, "skipped: cannot be read"),
+            (self.rows_too_long, f"dropped: longer than max_length {self.max_length}"),
+            (self.rows_nothing_counted, "dropped: a response has no token left to train on"),
+            (self.rows_same_tokens, "dropped: chosen and rejected are the same tokens"),
+            (self.rows_not_mixed, "left out: beyond their dataset's share of the mixture"),
+            (self.prompts_truncated, f"prompt(s) truncated to {self.max_prompt_length} tokens, from the beginning"),
+            (self.completions_truncated, "completion(s) truncated"),
+            (self.ends_lost, "of these lost the end token"),
+            (self.prompts_split, "prompt(s) cut earlier: a token holds the last characters and the first of a response"),
+            (self.prompts_invented, "prompt(s) empty: the beginning or end token stands in"),
+            *((count, note) for note, count in self.notes.items()),
+        ]
+        summary = f"{_counted(self.rows_read, 'row(s) read')}, {self.rows_kept:,} kept ({self.tokens:,} tokens)"
+        sentences = [_counted(count, what) for count, what in counted if count]
+        more = self.rows_skipped - len(self.skipped)
+        skipped = [f"  skipped {row}" for row in self.skipped] + ([f"  and {more:,} more"] if more else [])
+        return [summary, *sentences, *skipped]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every count as plain values for JSON."""
+        return {**attrs.asdict(self), "notes": dict(self.notes)}
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what.replace('(s)', '' if count == 1 else 's')}"

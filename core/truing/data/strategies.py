@@ -1,0 +1,273 @@
+"""The formats that core brings: preference, text, passthrough, unpaired and ranked; and a user's function as a format."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+
+from truing.data import columns as col
+from truing.data.example import DatasetStrategy, Example, Message, Text
+from truing.errors import ConfigError, RowError
+from truing.functions import describe_failure, find_function, load_function
+from truing.loss import Layout
+
+
+@attrs.frozen(kw_only=True)
+class Preference(DatasetStrategy):
+    """Columns prompt, chosen and rejected, as text or as messages.
+
+    The prompt may be the messages that both sides begin with: then `prompt` may be missing, be the same messages, or the text of
+    their one user turn.
+    """
+
+    name: ClassVar[str] = "preference"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.PAIRED})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the pair, with its `margin` where the row has one."""
+        prompt, chosen, rejected = _read_pair(row)
+        margin = col.read_number(row, "margin") if row.get("margin") is not None else None
+        extra = col.others(row, "prompt", "chosen", "rejected", "margin", "tools")
+        return Example(prompt=prompt, responses=(chosen, rejected), margin=margin, tools=col.read_tools(row), columns=extra)
+
+
+@attrs.frozen(kw_only=True)
+class PreferencePrompt(DatasetStrategy):
+    """The prompt of a `preference` row; chosen and rejected need not be there."""
+
+    name: ClassVar[str] = "preference"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.ROLLOUT})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the prompt alone."""
+        has_prompt = row.get("prompt") is not None or "chosen" not in row
+        prompt = col.check_prompt(col.read(row, "prompt"), "prompt") if has_prompt else _read_pair(row)[0]
+        if has_prompt and _is_conversation(row.get("chosen")):
+            prompt = _as_turns(prompt)
+        return Example(
+            prompt=prompt, tools=col.read_tools(row), columns=col.others(row, "prompt", "chosen", "rejected", "margin", "tools")
+        )
+
+
+@attrs.frozen(kw_only=True)
+class PromptText(DatasetStrategy):
+    """Column prompt, as text or as messages; or column text."""
+
+    name: ClassVar[str] = "text"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.ROLLOUT})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the prompt."""
+        column = "text" if row.get("prompt") is None and row.get("text") is not None else "prompt"
+        prompt = col.check_prompt(col.read(row, column), column)
+        return Example(prompt=prompt, tools=col.read_tools(row), columns=col.others(row, column, "tools"))
+
+
+@attrs.frozen(kw_only=True)
+class Passthrough(DatasetStrategy):
+    """Columns prompt (which may be empty), chosen and rejected: text that is used unchanged, without template or end token."""
+
+    name: ClassVar[str] = "passthrough"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.PAIRED})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the pair."""
+        prompt = col.read_string(row, "prompt", may_be_empty=True)
+        chosen, rejected = col.read_string(row, "chosen"), col.read_string(row, "rejected")
+        _differ(chosen, rejected)
+        extra = col.others(row, "prompt", "chosen", "rejected")
+        return Example(prompt=prompt, responses=(chosen, rejected), add_eos=False, columns=extra)
+
+
+@attrs.frozen(kw_only=True)
+class Unpaired(DatasetStrategy):
+    """Columns prompt and completion, as text or as messages, and the boolean label of the completion."""
+
+    name: ClassVar[str] = "unpaired"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.LABELED})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the labelled completion."""
+        prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
+        completion = col.check_response(col.read(row, "completion"), "completion")
+        col.same_kind(prompt, completion, "completion")
+        label, notes = col.read_label(row, "label")
+        extra = col.others(row, "prompt", "completion", "label", "tools")
+        return Example(prompt=prompt, responses=(completion,), label=label, tools=col.read_tools(row), columns=extra, notes=notes)
+
+
+@attrs.frozen(kw_only=True)
+class Ranked(DatasetStrategy):
+    """Columns prompt and answers, a list of {answer, rank}: the lowest rank is the best, equal ranks are ties."""
+
+    name: ClassVar[str] = "ranked"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.RANKED})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the answers, best first, with ranks counted from 0 without gaps."""
+        prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
+        answers = col.read(row, "answers")
+        if not isinstance(answers, (list, tuple)) or len(answers) < 2:
+            raise RowError(f"column 'answers' must be a list of two or more {{answer, rank}}, got {col.shorten(answers)}")
+        ranked = sorted((_read_answer(answer, index, prompt) for index, answer in enumerate(answers)), key=lambda pair: pair[0])
+        order = sorted({rank for rank, _ in ranked})
+        responses = tuple(response for _, response in ranked)
+        for index, response in enumerate(responses):
+            if response in responses[:index]:
+                raise RowError(f"column 'answers' has the same answer twice: {col.shorten(response)}; keep it once")
+        extra = col.others(row, "prompt", "answers", "tools")
+        ranks = tuple(order.index(rank) for rank, _ in ranked)
+        return Example(prompt=prompt, responses=responses, ranks=ranks, tools=col.read_tools(row), columns=extra)
+
+
+BUILTIN: list[type[DatasetStrategy]] = [Preference, PreferencePrompt, PromptText, Passthrough, Unpaired, Ranked]
+"""The formats that core registers."""
+
+_FUNCTION_ROWS: Mapping[Layout, DatasetStrategy] = {
+    Layout.PAIRED: Preference(),
+    Layout.LABELED: Unpaired(),
+    Layout.RANKED: Ranked(),
+    Layout.ROLLOUT: PromptText(),
+}
+
+
+@attrs.frozen(kw_only=True)
+class FunctionStrategy:
+    """A user's function `file.function` as a format: `fn(cfg, dataset_idx=i)` returns what turns a row into another row.
+
+    That is `transform_fn`, or `(transform_fn, {"remove_columns": [names] or "__all__"})`. The row that `transform_fn(example)`
+    returns, laid over the remaining columns of the example, is read as a `preference`, `unpaired`, `ranked` or `text` row, as
+    the run's layout asks. `transform_fn` gets `tokenizer=` or `processing_class=` if it names that parameter.
+    """
+
+    name: str
+    base_dir: Path = attrs.field(default=Path(), metadata={"internal": True})
+
+    layouts: ClassVar[frozenset[Layout]] = frozenset(_FUNCTION_ROWS)
+
+    def bind(self, *, layout: Layout, config: Any, dataset_idx: int, tokenizer: Any) -> Callable[[Mapping[str, Any]], Example]:
+        """Call the user's function and return `parse` for the rows of one dataset.
+
+        Raises ConfigError where the function cannot be found, loaded or called, or returns something else.
+        """
+        source = find_function(self.name, self.base_dir)
+        function = load_function(source)
+        try:
+            result = function(config, dataset_idx=dataset_idx)
+        except Exception as error:
+            raise ConfigError(
+                f"data.format {self.name}: {describe_failure(error, source)}, in {source.function}(cfg, dataset_idx=…)"
+            ) from error
+        transform, options = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+        if not callable(transform) or not isinstance(options, Mapping):
+            raise ConfigError(
+                f"data.format {self.name}: {source.function}(cfg, dataset_idx=…) in {source.file} must return transform_fn, or "
+                f'(transform_fn, {{"remove_columns": [...]}}), got {col.shorten(result)}'
+            )
+        removed = options.get("remove_columns") or ()
+        if isinstance(removed, str) and removed != "__all__":
+            raise ConfigError(f'data.format {self.name}: remove_columns must be a list of columns or "__all__", got {removed!r}')
+        passed = {key: tokenizer for key in ("tokenizer", "processing_class") if key in _parameters(transform)}
+
+        def parse(row: Mapping[str, Any]) -> Example:
+            try:
+                changed = transform(copy.deepcopy(dict(row)), **passed)
+            except RowError:
+                raise
+            except Exception as error:
+                raise RowError(f"{describe_failure(error, source)}, in the transform of {self.name}") from error
+            if not isinstance(changed, Mapping):
+                raise RowError(
+                    f"the transform of {self.name} ({source.file}) must return a row (a dict), got {col.shorten(changed)}"
+                )
+            kept = {} if removed == "__all__" else {column: value for column, value in row.items() if column not in removed}
+            return _FUNCTION_ROWS[layout].parse({**kept, **changed})
+
+        return parse
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Refuse: a function needs the run's layout and tokenizer, which `bind` takes."""
+        raise TypeError(f"{self.name} is a function: FunctionStrategy.bind(...) gives its parse")
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(function).parameters)
+    except ValueError:  # a builtin without a signature
+        return frozenset()
+
+
+def _read_pair(row: Mapping[str, Any]) -> tuple[Text, Text, Text]:
+    chosen, rejected = col.read(row, "chosen"), col.read(row, "rejected")
+    if row.get("prompt") is None:
+        return _split_pair(chosen, rejected)
+    prompt = col.check_prompt(row["prompt"], "prompt")
+    if _is_conversation(chosen) and _is_conversation(rejected):
+        return _split_repeated(_as_turns(prompt), chosen, rejected)
+    sides = col.check_response(chosen, "chosen"), col.check_response(rejected, "rejected")
+    for side, column in zip(sides, ("chosen", "rejected"), strict=True):
+        col.same_kind(prompt, side, column)
+    _differ(*sides)
+    return prompt, *sides
+
+
+def _is_conversation(side: Any) -> bool:
+    return isinstance(side, Sequence) and not isinstance(side, str) and len(side) > 1
+
+
+def _as_turns(prompt: Text) -> tuple[Message, ...]:
+    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+
+
+def _split_repeated(prompt: tuple[Message, ...], chosen: Any, rejected: Any) -> tuple[Text, Text, Text]:
+    """Return a pair whose sides are whole conversations that begin with the prompt."""
+    for side, column in ((chosen, "chosen"), (rejected, "rejected")):
+        begin = col.check_messages(side, column)[:-1]
+        if begin != prompt:
+            index = next((i for i, (a, b) in enumerate(zip(begin, prompt, strict=False)) if a != b), min(len(begin), len(prompt)))
+            found, wanted = (col.shorten(turns[index]) if index < len(turns) else "no turn" for turns in (begin, prompt))
+            raise RowError(
+                f"{column} does not repeat the prompt before its last message: {column}[{index}] is {found}, the prompt has "
+                f"{wanted}; leave out column 'prompt' if both sides begin alike, or only the last message of chosen and rejected"
+            )
+    return _split_pair(chosen, rejected)
+
+
+def _split_pair(chosen: Any, rejected: Any) -> tuple[Text, Text, Text]:
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise RowError(
+            "column 'prompt' is missing; it is optional only where chosen and rejected are lists of messages that begin alike"
+        )
+    sides = col.check_messages(chosen, "chosen"), col.check_messages(rejected, "rejected")
+    for side, column in zip(sides, ("chosen", "rejected"), strict=True):
+        if side[-1]["role"] != "assistant":
+            raise RowError(f"the last message of column {column!r} must be the assistant's, got role {side[-1]['role']!r}")
+        col.check_reply(side[-1], column)
+    if sides[0][:-1] != sides[1][:-1]:
+        raise RowError("chosen and rejected must be the same messages up to the last one, for that is the prompt, and they are not")
+    _differ(sides[0][-1:], sides[1][-1:])
+    if len(sides[0]) == 1:
+        raise RowError("column 'prompt' is missing, and chosen and rejected are one message each: there is nothing to answer")
+    return col.check_prompt(sides[0][:-1], "chosen"), sides[0][-1:], sides[1][-1:]
+
+
+def _differ(chosen: Text, rejected: Text) -> None:
+    if chosen == rejected:
+        raise RowError(f"chosen equals rejected ({col.shorten(chosen)}); a pair needs two different responses")
+
+
+def _read_answer(answer: Any, index: int, prompt: Text) -> tuple[float, Text]:
+    place = f"answers[{index}]"
+    if not isinstance(answer, Mapping) or not {"answer", "rank"} <= set(answer):
+        raise RowError(f"{place} must be {{answer, rank}}, got {col.shorten(answer)}")
+    rank, text = col.read_number(answer, "rank"), answer["answer"]
+    if isinstance(text, str) and not isinstance(prompt, str):
+        text = [{"role": "assistant", "content": text}]
+    response = col.check_response(text, f"{place}.answer")
+    col.same_kind(prompt, response, f"{place}.answer")
+    return rank, response

@@ -1,0 +1,80 @@
+"""The one sample type: a prompt with branches, tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import attrs
+
+TokenIds = tuple[int, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Branch:
+    """One continuation of a prompt.
+
+    `loss_mask[i]` says whether `token_ids[i]` is counted. The optional per-token numbers are aligned with `token_ids`.
+    """
+
+    token_ids: TokenIds
+    loss_mask: tuple[bool, ...]
+    role: str = "completion"
+    """What the branch is to its prompt: "chosen", "rejected", "completion"."""
+    label: bool | None = None
+    rank: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        assert len(self.token_ids) == len(self.loss_mask), (len(self.token_ids), len(self.loss_mask))
+
+    @property
+    def counted(self) -> int:
+        """How many tokens the loss counts."""
+        return sum(self.loss_mask)
+
+
+@attrs.frozen(kw_only=True)
+class PromptTree:
+    """A prompt and its branches, each attending to the prompt and to itself.
+
+    `prompt_mask` marks prompt tokens that a method counts (SFT over all turns); empty means none.
+    """
+
+    prompt_ids: TokenIds
+    branches: tuple[Branch, ...]
+    sample_id: int
+    """The row's index in the data of the run: stable across epochs, and what a log names."""
+    prompt_mask: tuple[bool, ...] = ()
+    margin: float | None = None
+    columns: Mapping[str, Any] = attrs.field(factory=dict, eq=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the shared-prefix forward computes: the prompt once, and every branch."""
+        return len(self.prompt_ids) + sum(len(branch.token_ids) for branch in self.branches)
+
+
+class Trees(Protocol):
+    """A sequence of prompt trees, made when they are asked for, with facts about all of them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all tokens, masks and labels."""
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> PromptTree: ...
+
+
+CHUNK = 1024
+"""How many trees exist at a time where all of them are gone through."""
+
+
+def in_chunks(trees: Trees) -> Iterator[list[PromptTree]]:
+    """Yield all trees in order, `CHUNK` at a time."""
+    for start in range(0, len(trees), CHUNK):
+        yield [trees[index] for index in range(start, min(start + CHUNK, len(trees)))]

@@ -1,0 +1,46 @@
+"""The errors that a user can cause. Each says what was wrong, the value, what is allowed and what to do."""
+
+from __future__ import annotations
+
+
+class TruingError(Exception):
+    """A failure with a message for the user; the command line prints it without a traceback and exits `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(TruingError):
+    """The configuration, an argument or a path that it names is wrong."""
+
+    exit_code = 2
+
+
+class DataError(TruingError):
+    """A dataset, or a row of it, cannot be read as its format says."""
+
+    exit_code = 2
+
+
+class ModelError(TruingError):
+    """A model, tokenizer or adapter does not fit what the configuration asks of it."""
+
+    exit_code = 2
+
+
+class SetupError(TruingError):
+    """The machine lacks something that the run needs: a plugin, a package, memory, disk."""
+
+    exit_code = 3
+
+
+class PluginError(SetupError):
+    """A plugin is missing, broken or breaks its contract."""
+
+
+class RowError(ValueError):
+    """Raised by a dataset strategy's `parse` for a row that it cannot read; core adds the file and the row."""
+
+
+def first_line(error: Exception) -> str:
+    """Return, for a message, the type of another library's error and the first line that it says, without its full stop."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip('. ')}"

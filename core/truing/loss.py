@@ -1,0 +1,287 @@
+"""What a loss plugin is, what it reads and what it returns.
+
+Shape letters, here and everywhere: B branches, P pairs, G branches of one prompt, T counted tokens, R rewards.
+Log-probabilities are natural logarithms; `logps` is the sum over a branch, `mean_logps` its mean. True in a mask means counted.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+
+import attrs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Layout(enum.Enum):
+    """How many branches a prompt has and what they mean."""
+
+    SINGLE = "single"
+    """One completion, or several equal ones (SFT)."""
+    PAIRED = "paired"
+    """Two: chosen, then rejected."""
+    RANKED = "ranked"
+    """Two or more, best first (K-wise reward models)."""
+    LABELED = "labeled"
+    """One with a boolean label (KTO)."""
+    ROLLOUT = "rollout"
+    """Those sampled from the policy; the dataset has prompts only (GRPO, PPO)."""
+
+
+class Needs(enum.Flag):
+    """What a loss reads besides the policy's own log-probabilities of the counted completion tokens.
+
+    It decides which models are loaded and which forwards run.
+    """
+
+    NOTHING = 0
+    REFERENCE_LOGPS = enum.auto()
+    MISMATCHED_LOGPS = enum.auto()
+    BEHAVIOR_LOGPS = enum.auto()
+    PROXIMAL_LOGPS = enum.auto()
+    PROMPT_LOGPS = enum.auto()
+    ENTROPY = enum.auto()
+    SQUARED_PROBS = enum.auto()
+    VALUES = enum.auto()
+    SCORES = enum.auto()
+    REWARDS = enum.auto()
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class LossInputs:
+    """What a loss sees of a batch: ragged and flat, no padding, T counted tokens of B branches in tree order.
+
+    Every [T] tensor is aligned with `token_logps`; tokens of a branch are contiguous and in order. Fields that the loss did not
+    ask for in `needs` are None.
+    """
+
+    layout: Layout
+    token_logps: Tensor
+    """[T] policy log-probability of each counted token; the only field that carries a gradient, with the optional ones below it."""
+    sequence_ids: Tensor
+    """[T] int64, the branch that each token belongs to."""
+    tree_ids: Tensor
+    """[B] int64, the prompt tree that each branch belongs to."""
+    lengths: Tensor
+    """[B] int64, counted tokens of each branch."""
+
+    token_entropy: Tensor | None = None
+    """[T] entropy of the policy's distribution at the position that predicts each token, in nats."""
+    token_squared_probs: Tensor | None = None
+    """[T] sum over the vocabulary of the policy's squared probabilities there (WPO)."""
+    token_values: Tensor | None = None
+    """[T] the critic's value at the position that predicts each token."""
+    scores: Tensor | None = None
+    """[B] the score head's output at each branch's last token."""
+
+    reference_token_logps: Tensor | None = None
+    """[T] the reference model's log-probabilities."""
+    behavior_token_logps: Tensor | None = None
+    """[T] the sampler's log-probabilities, at sampling time."""
+    proximal_token_logps: Tensor | None = None
+    """[T] the trainer's log-probabilities at the start of the update."""
+
+    prompt_token_logps: Tensor | None = None
+    """[Q] policy log-probability of each counted prompt token, with a gradient."""
+    prompt_tree_ids: Tensor | None = None
+    """[Q] the tree that each counted prompt token belongs to."""
+
+    mismatched_token_logps: Tensor | None = None
+    """[M] policy log-probabilities of a completion of another prompt (KTO's estimate of the KL divergence)."""
+    mismatched_reference_token_logps: Tensor | None = None
+    """[M] the reference's log-probabilities of the same."""
+    mismatched_sequence_ids: Tensor | None = None
+    """[M] the labelled branch whose prompt it follows."""
+
+    labels: Tensor | None = None
+    """[B] bool, LABELED layout: desirable or not."""
+    ranks: Tensor | None = None
+    """[B] int64, RANKED layout: 0 is the best of its tree."""
+    margins: Tensor | None = None
+    """[B] float, the margin that the dataset gives with a pair, repeated for both branches; 0 where a row has none."""
+    rewards: Tensor | None = None
+    """[B, R] one column per reward; NaN where a reward does not apply."""
+    advantages: Tensor | None = None
+    """[T] or [B], as the method's `advantages` returned them."""
+    keep: Tensor | None = None
+    """[B] bool; a branch with False is in no count and must be in no term. None keeps all."""
+    columns: Mapping[str, Tensor] = attrs.field(factory=dict)
+    """[T] each: what the method's `advantages` asked to carry along."""
+    state: Mapping[str, Any] = attrs.field(factory=dict)
+    """The loss's own state, from `initial_state` or as it returned it last."""
+
+    def sum(self, per_token: Tensor) -> Tensor:
+        """Return the sum over each branch, [T] to [B]."""
+        return per_token.new_zeros(len(self.lengths)).index_add(0, self.sequence_ids, per_token)
+
+    def mean(self, per_token: Tensor) -> Tensor:
+        """Return the mean over each branch's counted tokens, [T] to [B]; 0 for a branch with none."""
+        return self.sum(per_token) / self.lengths.clamp(min=1)
+
+    def expand(self, per_branch: Tensor) -> Tensor:
+        """Repeat each branch's value for its tokens, [B] to [T]."""
+        return per_branch[self.sequence_ids]
+
+    @property
+    def positions(self) -> Tensor:
+        """[T] int64: the index of each token among the counted tokens of its branch."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        return self.lengths.new_ones(len(self.sequence_ids)).cumsum(0) - 1 - self.expand(starts)
+
+    @property
+    def logps(self) -> Tensor:
+        """[B] sum of the policy's log-probabilities over each branch."""
+        return self.sum(self.token_logps)
+
+    @property
+    def mean_logps(self) -> Tensor:
+        """[B] mean of the policy's log-probabilities over each branch."""
+        return self.mean(self.token_logps)
+
+    @property
+    def reference_logps(self) -> Tensor:
+        """[B] sum of the reference's log-probabilities over each branch. Needs REFERENCE_LOGPS."""
+        if self.reference_token_logps is None:
+            raise ValueError("reference_logps was read, but the loss's `needs` does not name Needs.REFERENCE_LOGPS; add it")
+        return self.sum(self.reference_token_logps)
+
+    @property
+    def chosen(self) -> Side:
+        """The chosen branches of a PAIRED batch."""
+        return Side(self, 0)
+
+    @property
+    def rejected(self) -> Side:
+        """The rejected branches of a PAIRED batch."""
+        return Side(self, 1)
+
+
+@attrs.frozen(eq=False)
+class Side:
+    """One side of a PAIRED batch: its P branches in pair order, or its tokens."""
+
+    inputs: LossInputs
+    index: int
+
+    def __attrs_post_init__(self) -> None:
+        if self.inputs.layout is not Layout.PAIRED:
+            raise ValueError(f"chosen and rejected exist in the PAIRED layout only; this batch is {self.inputs.layout.name}")
+
+    def branches(self, per_branch: Tensor) -> Tensor:
+        """Return this side's entries, [B] to [P]."""
+        return per_branch[self.index :: 2]
+
+    def tokens(self, per_token: Tensor) -> Tensor:
+        """Return this side's tokens, [T] to [those of the side]."""
+        return per_token[self.inputs.sequence_ids % 2 == self.index]
+
+    @property
+    def logps(self) -> Tensor:
+        """[P] sum of the policy's log-probabilities."""
+        return self.branches(self.inputs.logps)
+
+    @property
+    def mean_logps(self) -> Tensor:
+        """[P] mean of the policy's log-probabilities."""
+        return self.branches(self.inputs.mean_logps)
+
+    @property
+    def reference_logps(self) -> Tensor:
+        """[P] sum of the reference's log-probabilities."""
+        return self.branches(self.inputs.reference_logps)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[P] counted tokens."""
+        return self.branches(self.inputs.lengths)
+
+    @property
+    def token_logps(self) -> Tensor:
+        """[tokens of this side] the policy's log-probabilities."""
+        return self.tokens(self.inputs.token_logps)
+
+
+Per = Literal["pair", "example", "sequence", "token", "chosen_token", "constant"]
+PER: tuple[str, ...] = get_args(Per)
+
+
+@attrs.frozen(eq=False)
+class Term:
+    """A part of a loss, or a metric: values that core sums and divides by a count over the whole optimiser step.
+
+    `per` names the count: pairs, examples (prompt trees), sequences (branches), tokens, tokens of chosen branches (with either,
+    counted prompt tokens too), or "constant" for a scalar that does not depend on the batch (a coefficient), which is averaged
+    over the calls of the loss.
+    The loss is the sum of `weight * sum(values) / count` over its terms. Raises ValueError for an unknown `per`.
+    """
+
+    values: Tensor
+    per: Per
+    weight: float = 1.0
+
+    def __attrs_post_init__(self) -> None:
+        if self.per not in PER:
+            raise ValueError(f"a Term's `per` must be one of {', '.join(PER)}, got {self.per!r}")
+
+
+@attrs.frozen(eq=False)
+class LossOutput:
+    """What a loss returns: the terms of its value, its metrics by name, and its state if it keeps one.
+
+    A metric's gradient is never taken, so its values may be detached or not.
+    """
+
+    terms: Sequence[Term]
+    metrics: Mapping[str, Term] = attrs.field(factory=dict)
+    state: Mapping[str, Any] | None = None
+
+
+@attrs.frozen(eq=False)
+class Advantages:
+    """What an online method makes of a rollout batch's rewards."""
+
+    values: Tensor
+    """[T] or [B]."""
+    keep: Tensor | None = None
+    """[B] bool; a branch with False leaves every count. None keeps all."""
+    columns: Mapping[str, Tensor] = attrs.field(factory=dict)
+    """[T] each: carried to the loss as `inputs.columns`."""
+    pairs: Tensor | None = None
+    """[P, 2] int64: branches to train on as chosen and rejected (online DPO)."""
+    metrics: Mapping[str, Term] = attrs.field(factory=dict)
+    state: Mapping[str, Any] | None = None
+
+
+class Loss(Protocol):
+    """A method's mathematics: an attrs class of settings that is called with a batch's log-probabilities.
+
+    It never moves devices, talks to ranks, sees padding, or takes a mean over a batch. `scope = "step"` asks core to call it once
+    with the whole optimiser step instead of once per micro-batch. A loss that keeps state also has `initial_state() -> dict`,
+    of numbers, strings, lists of these, and tensors; it is read as `inputs.state`, and returned, changed, by `advantages` or, with
+    `scope = "step"`, in `LossOutput.state`: once a step either way.
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[Layout]
+    scope: ClassVar[Literal["example", "step"]] = "example"
+
+    @property
+    def needs(self) -> Needs:
+        """What `__call__` reads besides the policy's log-probabilities."""
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Return the terms of the loss and its metrics."""
+
+
+class OnlineLoss(Loss, Protocol):
+    """A loss of the ROLLOUT layout, which also turns rewards into advantages."""
+
+    @property
+    def rollout_needs(self) -> Needs:
+        """What `advantages` reads; taken once per rollout batch, before the update."""
+
+    def advantages(self, rollouts: LossInputs) -> Advantages:
+        """Return advantages for whole groups of all ranks, without gradient; `rollouts.rewards` is [B, R]."""

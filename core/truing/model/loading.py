@@ -1,0 +1,92 @@
+"""Loads a model from the hub or a folder, and puts an adapter on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from truing.config.classes import LoraConfig, ModelConfig
+from truing.data.paths import local_path
+from truing.errors import ModelError, first_line
+
+
+def load_model(config: ModelConfig, base_dir: Path, *, trained: bool) -> PreTrainedModel:
+    """Return the causal language model that the configuration names, on the CPU.
+
+    With dtype auto, weights that train are float32 (half-precision weights lose small updates), all others as they are stored.
+    Raises ModelError when there is no such model or it cannot be read.
+    """
+    dtype = ("float32" if trained else "auto") if config.dtype == "auto" else config.dtype
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(local_path(config.name, base_dir) or config.name),
+            revision=config.revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"model.name: {config.name!r} cannot be loaded: {first_line(error)}{_hint(config.name, base_dir)}"
+        ) from error
+    return model
+
+
+def _hint(name: str, base_dir: Path) -> str:
+    if local_path(name, base_dir):
+        return "; the folder must hold config.json and *.safetensors as save_pretrained writes them"
+    return "; give a hub id such as Qwen/Qwen2.5-0.5B-Instruct that this machine can reach, or a local folder"
+
+
+def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """Return the model with a fresh low-rank adapter, the only part that trains.
+
+    Raises ModelError when `target_modules` matches no module, naming those that exist, or `modules_to_save` names an unknown one.
+    """
+    names = {part for name, _ in model.named_modules() for part in (name, name.rsplit(".", 1)[-1])}
+    unknown = [name for name in config.modules_to_save if name not in names]
+    if unknown:
+        raise ModelError(f"model.adapter.modules_to_save: this model has no module {', '.join(unknown)}; name modules that it has")
+    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
+    peft_config = PeftLoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.r,
+        lora_alpha=2 * config.r if config.alpha is None else config.alpha,  # type: ignore[arg-type]  # peft divides it by r
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        modules_to_save=list(config.modules_to_save) or None,
+        use_rslora=config.use_rslora,
+    )
+    try:
+        adapted = get_peft_model(model, peft_config)
+    except ValueError as error:
+        linear = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+        raise ModelError(
+            f"model.adapter.target_modules: {config.target_modules!r} does not fit this model ({first_line(error)}); "
+            f"its linear modules are {', '.join(linear)}; all-linear takes them all"
+        ) from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of the model to zero, so that policy and reference differ by their weights only."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # some models keep the probability as a plain number, such as attention_dropout and layerdrop
+        for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Return how many positions the model was made for, or None where its configuration does not say."""
+    config: Any = model.config
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None

@@ -1,0 +1,109 @@
+"""Finds out, before training, which forward is exact for a loaded model: numbers decide, not names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from truing.data.batch import Forward, collate
+from truing.data.tree import PromptTree
+from truing.errors import ModelError
+from truing.loss import Needs
+from truing.model.attention import use_tree_attention, why_not_shared_prefix
+from truing.model.head import score_logits
+from truing.model.policy import Policy
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+"""What rounding explains: of a token's log-probability in nats, and of a gradient relative to the largest gradient."""
+PROBED_TREES = 2
+
+
+@attrs.frozen
+class ForwardChoice:
+    """How the run computes its forward, and the sentence that says why."""
+
+    forward: Forward
+    own_logits: bool
+    reason: str
+
+
+def choose_forward(
+    policy: Policy, trees: Sequence[PromptTree], wanted: Literal["auto", "shared_prefix", "padded"]
+) -> ForwardChoice:
+    """Set `policy` to the fastest forward that is exact on the first rows of the run's data, and say which and why.
+
+    Log-probabilities and gradients of the shared-prefix forward are compared with those of the plain padded one. Raises ModelError
+    when shared_prefix is demanded and not exact.
+    """
+    model = policy.causal_lm
+    policy.eval()  # dropout would make any two passes differ
+    policy.layout = "padded"
+    policy.own_logits = not _head_is_plain(policy, trees[0])
+    if wanted == "padded":
+        return ForwardChoice("padded", policy.own_logits, "padded rows, as trainer.forward asks")
+    problem = why_not_shared_prefix(model) or _compare(policy, model, trees)
+    if problem is None:
+        policy.layout = "shared_prefix"
+        return ForwardChoice("shared_prefix", policy.own_logits, "every prompt computed once (probed: equal to padded rows)")
+    if wanted == "shared_prefix":
+        raise ModelError(f"trainer.forward is shared_prefix, but {problem}; set it to auto or padded")
+    return ForwardChoice("padded", policy.own_logits, f"padded rows, because {problem}")
+
+
+def _head_is_plain(policy: Policy, tree: PromptTree) -> bool:
+    """Whether the model's logits are head(decoder(x)) and nothing more."""
+    batch = collate([tree], "padded").to(policy.causal_lm.device)
+    with torch.no_grad():
+        plain = policy(batch).tokens.logps
+        logits = policy.causal_lm(**batch.model_inputs, use_cache=False).logits.flatten(0, 1)
+        own = score_logits(logits[batch.predictors], batch.targets, Needs.NOTHING).logps
+    return bool((plain - own).abs().max() <= TOLERANCE[_dtype(policy)])
+
+
+def _compare(policy: Policy, model: PreTrainedModel, trees: Sequence[PromptTree]) -> str | None:
+    sample = _longest_two(trees)
+    before = model.config._attn_implementation
+    padded_logps, padded_gradients = _logps_and_gradients(policy, sample, "padded")
+    use_tree_attention(model)
+    try:
+        logps, gradients = _logps_and_gradients(policy, sample, "shared_prefix")
+    except (RuntimeError, TypeError, ValueError) as error:  # what a foreign model does with a layout it cannot take is its own
+        model.set_attn_implementation(before)
+        return f"its code failed on a row of prompt trees ({type(error).__name__}: {str(error)[:120]})"
+    tolerance = TOLERANCE[_dtype(policy)]
+    gap = float((logps - padded_logps).abs().max())
+    largest = max(float(gradient.abs().max()) for gradient in padded_gradients)
+    gradient_gap = max(float((one - other).abs().max()) for one, other in zip(gradients, padded_gradients, strict=True)) / max(
+        largest, torch.finfo(torch.float32).tiny
+    )
+    if gap <= tolerance and gradient_gap <= tolerance:
+        return None
+    model.set_attn_implementation(before)
+    return (
+        f"its log-probabilities with shared prefixes differ from plain ones by {gap:.1e} nats "
+        f"and its gradients by {gradient_gap:.1e} (allowed: {tolerance:g})"
+    )
+
+
+def _longest_two(trees: Sequence[PromptTree]) -> list[PromptTree]:
+    """Those with the longest prompts: where a wrong prompt shows most."""
+    return sorted(trees, key=lambda tree: -len(tree.prompt_ids))[:PROBED_TREES]
+
+
+def _logps_and_gradients(policy: Policy, trees: Sequence[PromptTree], forward: Forward) -> tuple[Tensor, list[Tensor]]:
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    batch = collate(trees, forward).to(policy.causal_lm.device)
+    logps = policy(batch).tokens.logps
+    # alternating signs: a plain sum would let the errors of a tree's branches cancel each other
+    signs = 1.0 - 2.0 * (batch.sequence_ids % 2)
+    found = torch.autograd.grad((logps * signs).sum(), trained, allow_unused=True)
+    return logps.detach(), [torch.zeros(1) if gradient is None else gradient for gradient in found]
+
+
+def _dtype(policy: Policy) -> torch.dtype:
+    return policy.causal_lm.dtype

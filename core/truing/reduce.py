@@ -1,0 +1,77 @@
+"""The reduction of Terms: the only place that averages over a batch.
+
+Counts are taken over the whole optimiser step (all micro-batches, all ranks) before the first backward, so loss, gradients and
+metrics are the same however the step is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from truing.data.tree import PromptTree
+from truing.loss import PER, Layout, LossOutput, Term
+
+
+@attrs.frozen
+class StepCounts:
+    """How many of each thing an optimiser step has; the fields are the words that a Term's `per` may be."""
+
+    pair: float = 0.0
+    example: float = 0.0
+    sequence: float = 0.0
+    token: float = 0.0
+    chosen_token: float = 0.0
+    constant: float = 0.0
+    """Calls of the loss."""
+
+    @classmethod
+    def of(cls, micro_batches: Iterable[Sequence[PromptTree]], layout: Layout) -> StepCounts:
+        """Count one rank's micro-batches."""
+        counts = dict.fromkeys(PER, 0)
+        for trees in micro_batches:
+            counts["constant"] += 1
+            for tree in trees:
+                in_prompt = sum(tree.prompt_mask[1:])  # nothing predicts the first token
+                counts["example"] += 1
+                counts["sequence"] += len(tree.branches)
+                counts["token"] += in_prompt + sum(branch.counted for branch in tree.branches)
+                if layout is Layout.PAIRED:
+                    counts["pair"] += 1
+                    counts["chosen_token"] += in_prompt + tree.branches[0].counted
+        return cls(**{key: float(count) for key, count in counts.items()})
+
+    def to_tensor(self, device: torch.device) -> Tensor:
+        """Return the counts in the order of their fields, for a sum over ranks."""
+        return torch.tensor(attrs.astuple(self), dtype=torch.float64, device=device)
+
+    @classmethod
+    def from_tensor(cls, counts: Tensor) -> StepCounts:
+        """Make counts of what `to_tensor` gave."""
+        return cls(*counts.tolist())
+
+
+def reduce_term(term: Term, counts: StepCounts) -> Tensor:
+    """Return weight * sum(values) / count: this call's share of the step's value. Raises ValueError for a count of nothing."""
+    count: float = getattr(counts, term.per)
+    if count == 0:
+        if term.values.numel() == 0:
+            return term.values.sum()
+        raise ValueError(f"a Term is per {term.per!r}, but this step has none; its layout may have no such thing")
+    return term.weight * term.values.sum() / count
+
+
+def reduce_output(output: LossOutput, counts: StepCounts) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return this call's share of the step's loss, and of each metric (the loss itself among them), detached."""
+    loss = torch.stack([reduce_term(term, counts) for term in output.terms]).sum()
+    metrics = {name: reduce_term(term, counts).detach() for name, term in output.metrics.items()}
+    return loss, {"loss": loss.detach(), **metrics}
+
+
+def add_shares(total: dict[str, Tensor], share: Mapping[str, Tensor]) -> None:
+    """Add one call's shares to the step's metrics, on the device."""
+    for name, value in share.items():
+        total[name] = total[name] + value if name in total else value

@@ -1,0 +1,109 @@
+"""What a rollout backend is asked and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import attrs
+
+from truing.context import OpenContext
+from truing.settings import setting
+
+if TYPE_CHECKING:
+    import torch
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    max_completion_length: int = setting(256, gt=0, help="Most tokens a completion may have.")
+    temperature: float = setting(1.0, ge=0, help="Softmax temperature; 0 is greedy.")
+    top_p: float = setting(1.0, gt=0, le=1, help="Nucleus: smallest set of tokens with at least this probability; 1 is off.")
+    top_k: int = setting(0, ge=0, help="Draw from the k most probable tokens; 0 is off.")
+
+
+@attrs.frozen(kw_only=True)
+class RolloutRequest:
+    """One prompt to complete `len(seeds)` times: one seed per sample, so that a sample does not depend on its batch."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+    sampling: Sampling = Sampling()
+    columns: Mapping[str, Any] = attrs.field(factory=dict)
+    """The row's extra columns, for environments."""
+
+    @property
+    def n(self) -> int:
+        """How many completions are asked for."""
+        return len(self.seeds)
+
+
+@attrs.frozen(kw_only=True)
+class VersionSpan:
+    """Tokens `start` (included) to `end` (excluded) were sampled from weights `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
+@attrs.frozen(kw_only=True)
+class Completion:
+    """One sampled completion. Token ids are exactly as sampled, never re-tokenised."""
+
+    request_id: str
+    index: int
+    """Which of the request's samples this is."""
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    versions: tuple[VersionSpan, ...] = ()
+    token_logps: tuple[float, ...] | None = None
+    """The sampler's log-probability of each token; None when it has none, and the trainer scores them."""
+    loss_mask: tuple[bool, ...] | None = None
+    """False on tokens that the policy did not write (tools, environments); None counts all."""
+    prompt: Any = ""
+    """The prompt as the dataset has it, text or messages, for rewards."""
+    text: str = ""
+    """The completion decoded without special tokens, for rewards."""
+    columns: Mapping[str, Any] = attrs.field(factory=dict)
+    """The row's extra columns (solution, answer ...), for rewards."""
+    extra: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+class WeightSource(Protocol):
+    """Where a rollout backend takes new weights from; the same on every rank."""
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every parameter by its Hugging Face name, gathered to full size, adapters merged."""
+
+    def adapter(self) -> Path | None:
+        """Return a folder with the adapter alone, as peft saves it; None when the whole model is trained."""
+
+
+class LiveRollout(Protocol):
+    """An opened rollout backend."""
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
+        """Yield `n` completions for every request, as they finish, in any order; a failed one has finish_reason "error"."""
+
+    def update_weights(self, version: int, source: WeightSource) -> None:
+        """Sample from `version` from now on. Called on all ranks."""
+
+    def close(self) -> None:
+        """Let go of everything; called once, whatever happened before."""
+
+
+class Rollout(Protocol):
+    """A rollout backend: an attrs class of settings whose `open` makes the live one."""
+
+    name: ClassVar[str]
+
+    def open(self, context: OpenContext) -> LiveRollout:
+        """Return the live backend for this run."""

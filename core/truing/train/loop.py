@@ -1,0 +1,115 @@
+"""The training loop: steps, and what happens between them."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import torch
+
+from truing.config import TrainConfig
+from truing.train.card import model_card
+from truing.train.console import Reporter, describe
+from truing.train.given import Given
+from truing.train.interrupt import Interrupted, InterruptSignal
+from truing.train.meter import Meter
+from truing.train.resume import restore, save
+from truing.train.run import Run
+from truing.train.setup import set_up
+from truing.train.state import TrainState
+from truing.train.step import evaluate, train_step
+
+
+def train(
+    config: TrainConfig, given: Given | None = None, *, resume: bool | str | Path = False, reporter: Reporter | None = None
+) -> TrainState:
+    """Train as the configuration says and return the state, with the trained model in it.
+
+    `resume` continues from the newest whole checkpoint of the run directory, or from the one at the path given. Raises the errors
+    of truing.errors, and truing.train.interrupt.Interrupted after saving when a signal asked the run to stop.
+    """
+    run = set_up(config, given or Given(), resume=bool(resume), reporter=reporter)
+    with run.reporter, InterruptSignal() as signal:
+        if resume:
+            restore(run, None if isinstance(resume, bool) else Path(resume))
+        if config.trainer.report_to:
+            run.accelerator.init_trackers("truing", config={"method": config.method.name, "model": config.model.name})
+        _steps(run, signal)
+        _finish(run)
+    return run.state
+
+
+def _steps(run: Run, signal: InterruptSignal) -> None:
+    trainer, state = run.trainer, run.state
+    meter = Meter()
+    run.wrapped.train()
+    run.reporter.begin(state.step, run.total_steps)
+    while state.step < run.total_steps:
+        started = time.perf_counter()
+        result = train_step(run)
+        meter.add(result, time.perf_counter() - started)
+        state.step += 1
+        state.epoch = run.order.epoch_after(state.step)
+        run.reporter.stepped(state.step)
+        last = state.step == run.total_steps
+        saves = last or _due(state.step, trainer.save_steps)
+        # a checkpoint ends an interval, so that a resumed run logs what an unbroken one does
+        if saves or state.step == 1 or _due(state.step, trainer.logging_steps):
+            meter = _log(run, meter)
+        if run.eval_trees is not None and (last or _due(state.step, trainer.eval_steps)):
+            _log_evaluation(run)
+        if signal.received(run.accelerator) and not last:
+            if meter.steps:
+                _log(run, meter)
+            raise Interrupted(signal.number, save(run))
+        if saves:
+            save(run)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _log(run: Run, meter: Meter) -> Meter:
+    _record(run, {**meter.means(run), "memory/peak_mb": _peak_megabytes(run)})
+    return Meter()
+
+
+def _log_evaluation(run: Run) -> None:
+    started = time.perf_counter()
+    values = evaluate(run)
+    _record(run, {**values, "eval_seconds": time.perf_counter() - started})
+
+
+def _record(run: Run, values: dict[str, float]) -> None:
+    line = {"step": run.state.step, "epoch": round(run.state.epoch, 6), **values}
+    run.state.history.append(line)
+    if run.accelerator.is_main_process:
+        run.run_dir.append_metrics(line)
+        run.reporter.logged(line)
+    if run.trainer.report_to:
+        run.accelerator.log(values, step=run.state.step)
+
+
+def _peak_megabytes(run: Run) -> float:
+    if run.accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(run.accelerator.device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
+
+
+def _finish(run: Run) -> None:
+    """Write the model, and leave it to the caller as one to use: no dropout, no optimiser beside it."""
+    state = run.state
+    state.model.eval()
+    if run.trainer.gradient_checkpointing:
+        run.policy.causal_lm.gradient_checkpointing_disable()
+    state.optimizer = state.scheduler = state.scaler = None
+    if run.accelerator.is_main_process:
+        state.model.save_pretrained(str(run.run_dir.model))
+        state.tokenizer.save_pretrained(run.run_dir.model)
+        (run.run_dir.model / "README.md").write_text(model_card(run.config, state))
+    run.accelerator.wait_for_everyone()
+    if run.trainer.report_to:
+        run.accelerator.end_training()
+    run.reporter.say(f"done: {state.step} steps, {describe(state.metrics)}", f"model: {run.run_dir.model}")

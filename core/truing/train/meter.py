@@ -1,0 +1,44 @@
+"""Gathers the metrics of the steps between two lines of the log."""
+
+from __future__ import annotations
+
+import attrs
+from torch import Tensor
+
+from truing.reduce import add_shares
+from truing.train.run import Run
+from truing.train.step import StepResult, gather_metrics
+
+
+@attrs.define(eq=False)
+class Meter:
+    """Sums on the device; nothing is read off it before `means`."""
+
+    sums: dict[str, Tensor] = attrs.field(factory=dict)
+    seen: dict[str, int] = attrs.field(factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    inputs: int = 0
+    slots: int = 0
+    learning_rate: float = 0.0
+
+    def add(self, result: StepResult, seconds: float) -> None:
+        """Add one step."""
+        add_shares(self.sums, result.metrics)
+        for name in result.metrics:
+            self.seen[name] = self.seen.get(name, 0) + 1
+        self.steps += 1
+        self.seconds += seconds
+        self.tokens += result.tokens
+        self.inputs += result.inputs
+        self.slots += result.slots
+        self.learning_rate = result.learning_rate
+
+    def means(self, run: Run) -> dict[str, float]:
+        """Return the mean of every metric over the steps, the last learning rate, and how fast the steps were."""
+        values = {name: value / self.seen[name] for name, value in gather_metrics(run, self.sums).items()}
+        values["learning_rate"] = self.learning_rate
+        values["tokens_per_second"] = self.tokens * run.accelerator.num_processes / self.seconds
+        values["padding_fraction"] = 1 - self.inputs / self.slots
+        return values

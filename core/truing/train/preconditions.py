@@ -1,0 +1,54 @@
+"""What is refused before anything is loaded: settings that this machine or this version of core cannot honour."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+
+import torch
+from peft import PeftModel
+
+from truing.config import TrainConfig
+from truing.data.load import check_source
+from truing.errors import ConfigError, PluginError, SetupError
+from truing.loss import Layout
+from truing.model.policy import OFFERED
+from truing.train.given import Given
+
+
+def check_run(config: TrainConfig, given: Given) -> None:
+    """Raise ConfigError, SetupError or PluginError for what would fail, or be ignored, later."""
+    _check_method(config)
+    _check_machine(config)
+    _check_given(config, given)
+    for sources, rows in ((config.data, given.dataset), (config.eval_data, given.eval_dataset)):
+        for source in sources if rows is None else ():
+            check_source(source, config.base_dir)
+
+
+def _check_method(config: TrainConfig) -> None:
+    method = config.method
+    if method.layout is Layout.ROLLOUT:
+        raise PluginError(f"method {method.name!r} samples its completions; this version of truing trains on collected data only")
+    missing = method.needs & ~OFFERED
+    if missing:
+        names = ", ".join(str(need.name) for need in missing)
+        raise PluginError(f"method {method.name!r} needs {names}, which this version of truing does not compute")
+
+
+def _check_machine(config: TrainConfig) -> None:
+    trainer = config.trainer
+    if trainer.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("trainer.mixed_precision: fp16 needs a GPU, and there is none; use bf16 or no")
+    for tracker in trainer.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise SetupError(f"trainer.report_to: {tracker} is not installed; install it with: pip install truing[{tracker}]")
+
+
+def _check_given(config: TrainConfig, given: Given) -> None:
+    if isinstance(given.model, PeftModel) and config.model.adapter is not None:
+        raise ConfigError("the model handed over has an adapter already; give no `adapter`, or the model without one")
+    for name in ("dataset", "eval_dataset"):
+        rows = getattr(given, name)
+        if isinstance(rows, Mapping):  # a DatasetDict is one too
+            raise ConfigError(f"{name} is a mapping of {', '.join(rows)}; give one of them, such as {name}=dataset['train']")

@@ -1,0 +1,66 @@
+"""All that the phases of training share: made once, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from accelerate import Accelerator
+from torch import nn
+
+from truing.config.classes import TrainConfig, TrainerConfig
+from truing.data.tree import PromptTree, Trees
+from truing.loss import Loss, Needs
+from truing.model.policy import Policy
+from truing.model.reference import Reference
+from truing.train.console import Reporter
+from truing.train.order import DataOrder
+from truing.train.run_dir import RunDir
+from truing.train.state import TrainState
+
+DEFAULT_TOKENS = 8192
+"""Token budget of a forward where trainer.max_tokens_per_batch is null."""
+
+
+def token_budget(trainer: TrainerConfig) -> int:
+    """Return the most tokens of one forward."""
+    return trainer.max_tokens_per_batch or DEFAULT_TOKENS
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Run:
+    """A run whose parts are ready."""
+
+    config: TrainConfig
+    loss: Loss
+    accelerator: Accelerator
+    policy: Policy
+    """The policy itself, for its layout and its model."""
+    wrapped: nn.Module
+    """The policy as accelerate prepared it: what is called with a gradient."""
+    reference: Reference | None
+    eval_reference: Reference | None
+    trees: Trees
+    eval_trees: Trees | None
+    order: DataOrder
+    total_steps: int
+    state: TrainState
+    run_dir: RunDir
+    reporter: Reporter
+    identity: Mapping[str, Any]
+    """What a checkpoint must share with the run that resumes from it."""
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """The trainer's settings."""
+        return self.config.trainer
+
+    @property
+    def needs(self) -> Needs:
+        """What the loss reads."""
+        return self.loss.needs
+
+    def samples(self, step: int) -> Sequence[PromptTree]:
+        """Return the trees of a step (counted from 0) of all ranks together."""
+        return [self.trees[index] for index in self.order.samples(step)]

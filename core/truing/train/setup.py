@@ -1,0 +1,231 @@
+"""Before the first step: loads, prepares and checks everything, and says what it found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from truing.config import DataConfig, TrainConfig, dump_config
+from truing.data import DataReport, prepare, prepare_rows
+from truing.data.tokenizer import load_tokenizer
+from truing.data.tree import PromptTree, Trees
+from truing.errors import ModelError
+from truing.loss import Needs
+from truing.model.loading import add_adapter, context_length, disable_dropout, load_model
+from truing.model.policy import Policy
+from truing.model.probe import ForwardChoice, choose_forward
+from truing.model.reference import AdapterOff, FrozenCopy, Precomputed, Reference
+from truing.train.console import Reporter
+from truing.train.given import Given, Model, Rows
+from truing.train.identity import run_identity
+from truing.train.optimizer import make_optimizer, make_schedule
+from truing.train.order import DataOrder
+from truing.train.preconditions import check_run
+from truing.train.run import Run, token_budget
+from truing.train.run_dir import RunDir
+from truing.train.state import TrainState
+
+if TYPE_CHECKING:
+    pass
+
+PROBED_ROWS = 32
+"""Of how many first rows the probe takes those with the longest prompts."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Data:
+    """Training and evaluation data, tokenised, and what became of their rows."""
+
+    trees: Trees
+    report: DataReport
+    eval_trees: Trees | None
+    eval_report: DataReport | None
+
+
+def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporter | None = None) -> Run:
+    """Return a run that is ready for its first step. Raises the errors of truing.errors for what a user can mend."""
+    check_run(config, given)
+    accelerator = _accelerator(config)
+    reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
+    run_dir = RunDir(config.output.dir)
+    with accelerator.main_process_first():
+        run_dir.claim(resume=resume or not accelerator.is_main_process)
+    set_seed(config.trainer.seed)
+
+    tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
+    model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
+    data = _read_data(config, given, tokenizer, model)
+    reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
+    policy, start = _policy_and_start(config, model)
+    for part in (policy, start):
+        if part is not None:
+            part.to(accelerator.device)
+    _check_vocabulary(data, policy)
+    choice = choose_forward(policy, _first(data.trees, PROBED_ROWS), config.trainer.forward)
+    reporter.say(f"forward: {choice.reason}")
+    _warn_of_half_precision(policy, reporter)
+    if start is not None:
+        start.adopt_forward(policy)
+
+    order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
+    total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
+    optimizer = make_optimizer(policy, config.trainer)
+    schedule = make_schedule(optimizer, config.trainer, total_steps)
+    identity = run_identity(config, policy.model, order, data.trees.fingerprint)
+    wrapped, optimizer = accelerator.prepare(policy, optimizer)
+    reference = None if Needs.REFERENCE_LOGPS not in config.method.needs else _reference(wrapped, start)
+    if accelerator.is_main_process:
+        run_dir.require_space(_bytes_to_write(policy))
+        _describe(run_dir, config, accelerator, data, choice, identity)
+    return Run(
+        config=config,
+        loss=config.method,
+        accelerator=accelerator,
+        policy=policy,
+        wrapped=wrapped,
+        reference=_precomputed(config, accelerator, reference, data.trees, policy),
+        eval_reference=_precomputed(config, accelerator, reference, data.eval_trees, policy),
+        trees=data.trees,
+        eval_trees=data.eval_trees,
+        order=order,
+        total_steps=total_steps,
+        state=TrainState(
+            model=policy.model,
+            tokenizer=tokenizer,
+            output_dir=run_dir.path,
+            loss_state=_initial_state(config),
+            optimizer=optimizer,
+            scheduler=schedule,
+            scaler=accelerator.scaler,
+        ),
+        identity=identity,
+        run_dir=run_dir,
+        reporter=reporter,
+    )
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    # accelerate keeps one state per process; a second run in a notebook may ask for another precision
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(
+        mixed_precision=config.trainer.mixed_precision,
+        log_with=list(config.trainer.report_to) or None,
+        project_dir=str(config.output.dir),
+        # ranks may make different numbers of forwards in a step, and a broadcast of buffers in each would hang them
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizerBase, model: Model) -> Data:
+    def read(sources: Sequence[DataConfig], rows: Rows | None) -> tuple[Any, Any]:
+        shared: dict[str, Any] = {
+            "layout": config.method.layout,
+            "tokenizer": tokenizer,
+            "trainer": config.trainer,
+            "context_length": context_length(model),
+            "config": config,
+        }
+        if rows is not None:
+            source = (sources or config.data)[0]
+            return prepare_rows(rows, source.format, on_bad_row=source.on_bad_row, **shared)
+        if sources:
+            return prepare(sources, base_dir=config.base_dir, **shared)
+        return None, None
+
+    trees, report = read(config.data, given.dataset)
+    eval_trees, eval_report = read(config.eval_data, given.eval_dataset)
+    return Data(trees=trees, report=report, eval_trees=eval_trees, eval_report=eval_report)
+
+
+def _policy_and_start(config: TrainConfig, model: Model) -> tuple[Policy, Policy | None]:
+    """Return the policy, and a frozen copy of the weights that it starts from where the reference needs one.
+
+    The copy has the policy's own type, so that at the first step both give the same numbers.
+    """
+    if config.trainer.disable_dropout:
+        disable_dropout(model)
+    start = None
+    # an adapter that is there already is part of where the policy starts, so that with it off the weights are others
+    needs_copy = config.model.reference == "copy" or config.model.adapter is None
+    if Needs.REFERENCE_LOGPS in config.method.needs and needs_copy:
+        start = Policy(copy.deepcopy(model), "padded").requires_grad_(False).eval()
+    if config.model.adapter is not None:
+        assert isinstance(model, PreTrainedModel), "an adapter on an adapter was refused before"
+        model = add_adapter(model, config.model.adapter)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ModelError("no weight of the model trains (requires_grad is False for all); load a PeftModel with is_trainable=True")
+    if config.trainer.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(model, "padded").train(), start
+
+
+def _warn_of_half_precision(policy: Policy, reporter: Reporter) -> None:
+    half = {weight.dtype for weight in policy.parameters() if weight.requires_grad} & {torch.bfloat16, torch.float16}
+    for dtype in half:
+        reporter.warn(
+            f"weights that train are {str(dtype).removeprefix('torch.')}, in which small updates are lost; load them as float32 "
+            "(model.dtype: float32) and set trainer.mixed_precision"
+        )
+
+
+def _reference(wrapped: nn.Module, start: Policy | None) -> Reference:
+    return AdapterOff(wrapped) if start is None else FrozenCopy(start)
+
+
+def _precomputed(
+    config: TrainConfig, accelerator: Accelerator, reference: Reference | None, trees: Trees | None, policy: Policy
+) -> Reference | None:
+    if reference is None or trees is None or not config.model.precompute_reference:
+        return reference
+    with accelerator.autocast():
+        return Precomputed.of(reference, trees, policy, token_budget(config.trainer))
+
+
+def _first(trees: Trees, count: int) -> list[PromptTree]:
+    return [trees[index] for index in range(min(len(trees), count))]
+
+
+def _check_vocabulary(data: Data, policy: Policy) -> None:
+    rows = next(policy.causal_lm.get_input_embeddings().parameters()).shape[0]
+    largest = max(trees.largest_id for trees in (data.trees, data.eval_trees) if trees is not None)
+    if largest >= rows:
+        raise ModelError(f"the data has token id {largest}, and the model {rows} embeddings; the tokenizer is of another model")
+
+
+def _trees_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
+    return config.trainer.batch_size * config.trainer.gradient_accumulation * int(accelerator.num_processes)
+
+
+def _initial_state(config: TrainConfig) -> dict[str, Any]:
+    make = getattr(config.method, "initial_state", None)
+    return dict(make()) if make is not None else {}
+
+
+def _bytes_to_write(policy: Policy) -> int:
+    """Return the size of the model and of one checkpoint: what trains, and Adam's two moments of it."""
+    sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in policy.parameters()]
+    return sum(size * (4 if trained else 1) for size, trained in sizes)
+
+
+def _describe(
+    run_dir: RunDir, config: TrainConfig, accelerator: Accelerator, data: Data, choice: ForwardChoice, identity: Mapping[str, Any]
+) -> None:
+    run_dir.write_config(dump_config(config))
+    run_dir.write_environment(
+        seed=config.trainer.seed,
+        processes=accelerator.num_processes,
+        device=accelerator.device,
+        forward=choice.reason,
+        data=data.report.as_dict(),
+        eval_data=data.eval_report.as_dict() if data.eval_report else None,
+        identity=identity,
+    )

@@ -1,0 +1,188 @@
+"""One optimiser step, and one evaluation: trees in, metrics out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import attrs
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from truing.data.batch import TreeBatch, collate
+from truing.data.packing import pack
+from truing.data.tree import PromptTree, Trees, in_chunks
+from truing.errors import PluginError, TruingError
+from truing.loss import LossOutput, Needs
+from truing.model.policy import loss_inputs
+from truing.model.reference import Reference
+from truing.reduce import StepCounts, add_shares, reduce_output
+from truing.train.order import share_of_rank
+from truing.train.run import Run, token_budget
+
+
+@attrs.define(eq=False)
+class StepResult:
+    """What a step was: this rank's share of the metrics, on the device, and how much it computed."""
+
+    learning_rate: float
+    """The rate that the step used."""
+    metrics: dict[str, Tensor] = attrs.field(factory=dict)
+    tokens: int = 0
+    """Prompt and completion tokens, each once."""
+    inputs: int = 0
+    """Positions computed, padding left out."""
+    slots: int = 0
+    """Positions computed."""
+    loss_state: dict[str, Any] | None = None
+    """The loss's new state, if it returned one."""
+
+
+def train_step(run: Run) -> StepResult:
+    """Run the step that `run.state.step` says: forward and backward of every micro-batch, clip, update.
+
+    A step whose gradient is not finite changes no weight; it is counted, and too many in a row end the run with TruingError.
+    """
+    result = accumulate_gradients(run)
+    result.metrics["grad_norm"], finite = _update(run)
+    if finite and result.loss_state is not None:
+        run.state.loss_state = result.loss_state
+    return result
+
+
+def accumulate_gradients(run: Run) -> StepResult:
+    """Leave the whole step's gradient in the policy's parameters; it does not depend on how the step is cut or shared out."""
+    accelerator, state = run.accelerator, run.state
+    micro_batches, weight = _micro_batches(run, run.samples(state.step))
+    _check_scope(run, micro_batches)
+    counts = _count(run, micro_batches if weight else ())
+    assert state.scheduler is not None
+    result = StepResult(learning_rate=float(state.scheduler.get_last_lr()[0]))
+    for index, trees in enumerate(micro_batches):
+        last = index == len(micro_batches) - 1
+        # gradients of ranks meet once, in the last backward, so ranks may differ in their number of micro-batches
+        with nullcontext() if last else accelerator.no_sync(run.wrapped):
+            batch = collate(trees, run.policy.layout).to(accelerator.device)
+            output = _call_loss(run, batch, run.reference)
+            loss, shares = reduce_output(output, counts)
+            # accelerate averages gradients over ranks, and the counts are those of all ranks
+            accelerator.backward(loss * weight * accelerator.num_processes)
+        add_shares(result.metrics, {name: share * weight for name, share in shares.items()})
+        result.tokens += sum(tree.num_tokens for tree in trees)
+        result.inputs += batch.num_inputs
+        result.slots += batch.slots
+        result.loss_state = _state_of(run, output)
+        run.reporter.alive(state.step)
+    return result
+
+
+def _state_of(run: Run, output: LossOutput) -> dict[str, Any] | None:
+    if output.state is None:
+        return None
+    if getattr(run.loss, "scope", "example") != "step":
+        raise PluginError(
+            f"method {run.loss.name!r} returned a state from a call that may be one of several in a step; "
+            'give it scope = "step", so that it is called once a step'
+        )
+    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.state.items()}
+
+
+def _update(run: Run) -> tuple[Tensor, bool]:
+    """Clip and update; return this rank's share of the gradient's norm, and whether it is finite."""
+    accelerator, state = run.accelerator, run.state
+    assert state.optimizer is not None and state.scheduler is not None
+    limit = run.trainer.max_grad_norm or float("inf")
+    norm: Tensor = accelerator.clip_grad_norm_(run.wrapped.parameters(), limit)
+    finite = bool(torch.isfinite(norm))
+    # fp16's scaler looks for overflow itself, skips, and needs the call to lower its scale
+    if finite or accelerator.scaler is not None:
+        state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.scheduler.step()
+    _count_skips(run, finite)
+    share: Tensor = norm / accelerator.num_processes  # ranks have the same norm, and metrics are summed over ranks
+    return share, finite
+
+
+def _count_skips(run: Run, finite: bool) -> None:
+    state = run.state
+    if finite:
+        state.skipped_in_a_row = 0
+        return
+    state.skipped_in_a_row += 1
+    samples = run.order.samples(state.step)
+    run.reporter.warn(f"step {state.step + 1} left out: its gradient is not finite (samples {samples[:8]})")
+    if state.skipped_in_a_row >= run.trainer.max_skipped_steps:
+        raise TruingError(
+            f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite; the weights are those of step "
+            f"{state.step + 1 - state.skipped_in_a_row}. Lower trainer.learning_rate, use bf16 instead of fp16, or look at "
+            f"the samples named above"
+        )
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, float]:
+    """Return the loss and metrics over the whole evaluation data, each name with the prefix eval_."""
+    assert run.eval_trees is not None
+    total: dict[str, Tensor] = {}
+    counts = _count(run, (micro_batch for micro_batch, weight in _evaluation(run, run.eval_trees) if weight))
+    run.wrapped.eval()
+    for micro_batch, weight in _evaluation(run, run.eval_trees):
+        batch = collate(micro_batch, run.policy.layout).to(run.accelerator.device)
+        _, shares = reduce_output(_call_loss(run, batch, run.eval_reference), counts)
+        add_shares(total, {name: share * weight for name, share in shares.items()})
+        run.reporter.alive(run.state.step)
+    run.wrapped.train()
+    return {f"eval_{name}": value for name, value in gather_metrics(run, total).items()}
+
+
+def gather_metrics(run: Run, shares: dict[str, Tensor]) -> dict[str, float]:
+    """Sum every metric's shares over ranks, in one exchange, and take the numbers off the device."""
+    names = sorted(shares)
+    if run.accelerator.num_processes > 1:
+        others = gather_object([names])
+        if any(other != names for other in others):
+            raise PluginError(
+                f"method {run.loss.name!r} returns other metrics on other ranks: {others}; return the same names always"
+            )
+    column = torch.stack([shares[name].double() for name in names])
+    return dict(zip(names, run.accelerator.reduce(column, reduction="sum").tolist(), strict=True))
+
+
+def _evaluation(run: Run, trees: Trees) -> Iterator[tuple[list[PromptTree], float]]:
+    """Yield this rank's micro-batches of the evaluation data and their weight; few trees exist at a time."""
+    for some in in_chunks(trees):
+        micro_batches, weight = _micro_batches(run, some)
+        yield from ((micro_batch, weight) for micro_batch in micro_batches)
+
+
+def _micro_batches(run: Run, trees: Sequence[PromptTree]) -> tuple[list[list[PromptTree]], float]:
+    """Return this rank's share of the trees, cut by token budget, and its weight."""
+    mine, weight = share_of_rank(trees, run.accelerator.process_index, run.accelerator.num_processes)
+    return pack(mine, token_budget(run.trainer), run.policy.layout), weight
+
+
+def _count(run: Run, micro_batches: Iterable[Sequence[PromptTree]]) -> StepCounts:
+    """Count over all ranks, before the first backward."""
+    counts = StepCounts.of(micro_batches, run.loss.layout).to_tensor(run.accelerator.device)
+    return StepCounts.from_tensor(run.accelerator.reduce(counts, reduction="sum"))
+
+
+def _check_scope(run: Run, micro_batches: Sequence[Sequence[PromptTree]]) -> None:
+    processes = run.accelerator.num_processes
+    if getattr(run.loss, "scope", "example") == "step" and (processes > 1 or len(micro_batches) > 1):
+        tokens = sum(tree.num_tokens for trees in micro_batches for tree in trees)
+        raise TruingError(
+            f"{run.loss.name} must see a whole optimiser step at once, and this one is split in {len(micro_batches)} micro-batches "
+            f"on {processes} processes; run one process with trainer.max_tokens_per_batch >= {tokens}"
+        )
+
+
+def _call_loss(run: Run, batch: TreeBatch, reference: Reference | None) -> LossOutput:
+    with run.accelerator.autocast():
+        logps = reference.token_logps(batch) if reference is not None and Needs.REFERENCE_LOGPS in run.needs else None
+        output = run.wrapped(batch, run.needs)
+    inputs = loss_inputs(batch, output, run.loss.layout, reference_token_logps=logps, state=run.state.loss_state)
+    return run.loss(inputs)

@@ -1,0 +1,8 @@
+"""Every figure that this repository states about itself: `make bench`."""
+
+from __future__ import annotations
+
+from tests.benchmarks import forward, startup
+
+startup.main()
+forward.main()

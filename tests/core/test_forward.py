@@ -1,0 +1,177 @@
+"""The forward over prompt trees against the plainest one there is: one unpadded sequence at a time, full logits."""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+
+from tests.core.trees import random_trees
+from truing.data.batch import collate
+from truing.data.tree import PromptTree
+from truing.errors import ModelError
+from truing.loss import Layout, Needs
+from truing.model.attention import use_tree_attention
+from truing.model.policy import Policy, loss_inputs
+from truing.model.probe import choose_forward
+from truing.testing import tiny_model
+
+EXACT = {"rtol": 0.0, "atol": 1e-11}
+
+
+def plain_logps(model: torch.nn.Module, trees: list[PromptTree]) -> Tensor:
+    parts = []
+    for tree in trees:
+        for branch in tree.branches:
+            ids = torch.tensor([tree.prompt_ids + branch.token_ids])
+            log_probs = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+            start = len(tree.prompt_ids)
+            parts += [
+                log_probs[start + i - 1, token]
+                for i, (token, counted) in enumerate(zip(branch.token_ids, branch.loss_mask, strict=True))
+                if counted
+            ]
+    return torch.stack(parts)
+
+
+def gradients(model: torch.nn.Module, logps: Tensor) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype)
+    return list(torch.autograd.grad((logps * weights).sum(), [p for p in model.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "qwen3"])
+def test_log_probs_and_gradients_equal_plain_ones(architecture, forward):
+    model = tiny_model(architecture=architecture, dtype=torch.float64)
+    trees = random_trees(5, branches=3)
+    expected = plain_logps(model, trees)
+    expected_gradients = gradients(model, expected)
+    if forward == "shared_prefix":
+        use_tree_attention(model)
+    logps = Policy(model, forward)(collate(trees, forward)).tokens.logps
+    torch.testing.assert_close(logps, expected, **EXACT)
+    # all but gpt2 have an RMSNorm that rounds gradients to fp32, which a shared prompt does after its branches are summed
+    tolerance = 1e-10 if architecture == "gpt2" else 1e-5
+    for one, other in zip(gradients(model, logps), expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=tolerance)
+
+
+def test_layout_survives_gradient_checkpointing():
+    model = tiny_model(dtype=torch.float64)
+    use_tree_attention(model)
+    trees = random_trees(3)
+    policy = Policy(model, "shared_prefix").train()
+    kept = gradients(model, policy(collate(trees, "shared_prefix")).tokens.logps)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    recomputed = gradients(model, policy(collate(trees, "shared_prefix")).tokens.logps)
+    for one, other in zip(recomputed, kept, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_generation_is_unchanged_by_the_attention_function():
+    model = tiny_model()
+    ids = torch.tensor([[1, 20, 30, 40]])
+    before = model.generate(ids, max_new_tokens=12, do_sample=False)
+    use_tree_attention(model)
+    assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), before)
+
+
+def test_a_branch_sees_neither_its_sibling_nor_another_tree():
+    model = tiny_model(dtype=torch.float64)
+    use_tree_attention(model)
+    policy = Policy(model, "shared_prefix")
+    trees = random_trees(2)
+    before = policy(collate(trees, "shared_prefix")).tokens.logps
+    changed = attrs.evolve(trees[0].branches[0], token_ids=tuple(reversed(trees[0].branches[0].token_ids)))
+    other = [attrs.evolve(trees[0], branches=(changed, trees[0].branches[1])), trees[1]]
+    after = policy(collate(other, "shared_prefix")).tokens.logps
+    own = trees[0].branches[0].counted
+    assert not torch.equal(before[:own], after[:own])
+    torch.testing.assert_close(before[own:], after[own:], **EXACT)
+
+
+def test_prompt_logps_entropy_and_squared_probs():
+    model = tiny_model(dtype=torch.float64)
+    use_tree_attention(model)
+    tree = random_trees(1)[0]
+    tree = attrs.evolve(tree, prompt_mask=(True,) * len(tree.prompt_ids))
+    needs = Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
+    log_probs = model(input_ids=torch.tensor([tree.prompt_ids])).logits[0].log_softmax(-1)
+    for forward in ("shared_prefix", "padded"):
+        output = Policy(model, forward)(collate([tree], forward), needs)
+        expected = torch.stack([log_probs[i - 1, tree.prompt_ids[i]] for i in range(1, len(tree.prompt_ids))])
+        torch.testing.assert_close(output.prompt_tokens.logps, expected, **EXACT)
+        first = log_probs[-1]  # predicts the first token of every branch
+        torch.testing.assert_close(output.tokens.entropy[0], -(first.exp() * first).sum(), **EXACT)
+        torch.testing.assert_close(output.tokens.squared_probs[0], first.exp().square().sum(), **EXACT)
+
+
+def test_the_head_works_in_chunks(monkeypatch):
+    monkeypatch.setattr("truing.model.head.CHUNK_BYTES", 4 * 260 * 3)  # three tokens a chunk
+    model = tiny_model(dtype=torch.float64)
+    trees = random_trees(3)
+    expected = plain_logps(model, trees)
+    logps = Policy(model, "padded")(collate(trees, "padded")).tokens.logps
+    torch.testing.assert_close(logps, expected, **EXACT)
+    for one, other in zip(gradients(model, logps), gradients(model, expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "forward", "own_logits", "reason"),
+    [
+        ("llama", "shared_prefix", False, "every prompt computed once"),
+        ("gpt2", "shared_prefix", False, "every prompt computed once"),
+        ("bloom", "padded", False, "do not take an attention function"),
+        ("mistral", "padded", False, "sliding window"),
+        ("gemma2", "padded", True, "do not take|sliding_attention|caps"),
+    ],
+)
+def test_probe_chooses_what_is_exact(architecture, forward, own_logits, reason):
+    # gemma2 caps its logits by tanh, so head(decoder(x)) is not what it says
+    model = tiny_model(architecture=architecture)
+    policy = Policy(model, "padded")
+    trees = random_trees(4, longest=30)
+    choice = choose_forward(policy, trees, "auto")
+    assert (choice.forward, choice.own_logits) == (forward, own_logits), choice
+    assert re.search(reason, choice.reason)
+    torch.testing.assert_close(policy(collate(trees, forward)).tokens.logps, plain_logps(model, trees), rtol=0, atol=2e-5)
+
+
+def test_probe_notices_a_model_that_is_wrong(monkeypatch):
+    monkeypatch.setattr("truing.model.probe.why_not_shared_prefix", lambda model: None)
+    model = tiny_model(architecture="mistral")  # its window is 16 tokens, which the attention function does not honour
+    trees = random_trees(4, longest=40)
+    policy = Policy(model, "padded")
+    choice = choose_forward(policy, trees, "auto")
+    assert choice.forward == "padded"
+    assert "differ from plain ones" in choice.reason
+    torch.testing.assert_close(policy(collate(trees, "padded")).tokens.logps, plain_logps(model, trees), rtol=0, atol=2e-5)
+    with pytest.raises(ModelError, match="shared_prefix, but its log-probabilities"):
+        choose_forward(policy, trees, "shared_prefix")
+
+
+def test_padded_on_request():
+    choice = choose_forward(Policy(tiny_model(), "padded"), random_trees(2), "padded")
+    assert choice.forward == "padded"
+
+
+def test_a_tree_without_a_prompt_is_refused():
+    tree = attrs.evolve(random_trees(1)[0], prompt_ids=())
+    with pytest.raises(ValueError, match="sample 0 has no prompt token"):
+        collate([tree], "padded")
+
+
+def test_loss_inputs_line_up():
+    trees = [attrs.evolve(tree, margin=margin) for tree, margin in zip(random_trees(2), (0.5, None), strict=True)]
+    batch = collate(trees, "padded")
+    inputs = loss_inputs(batch, Policy(tiny_model(), "padded")(batch), Layout.PAIRED)
+    assert inputs.tree_ids.tolist() == [0, 0, 1, 1]
+    assert inputs.lengths.tolist() == [branch.counted for tree in trees for branch in tree.branches]
+    assert inputs.margins.tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert inputs.labels is None
+    first_of_each = inputs.lengths.cumsum(0) - inputs.lengths
+    assert inputs.positions[first_of_each].tolist() == [0, 0, 0, 0]

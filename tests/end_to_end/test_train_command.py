@@ -1,0 +1,141 @@
+"""`truing train`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from tests.end_to_end.helpers import preferences, write_config, write_rows
+from truing.cli import main
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def truing(*arguments, **options):
+    command = [sys.executable, "-m", "truing", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=200, check=False, **options)
+
+
+def in_process(*arguments):
+    """Run the program without a new interpreter, which takes seconds to import torch."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    """24 pairs in steps of 10: the last step has 4, and ranks have unequal shares and numbers of micro-batches."""
+    config = write_config(tmp_path, num_epochs=1)
+    small = "trainer.max_tokens_per_batch=130"
+    one = truing("train", config, small, "trainer.batch_size=10", f"output.dir={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    two = truing("train", config, small, "trainer.batch_size=5", f"output.dir={tmp_path / 'two'}", "--num-processes", 2)
+    assert two.returncode == 0, two.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
+    assert json.loads((tmp_path / "two/environment.json").read_text())["processes"] == 2
+    first, second = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
+    for name, weight in first.items():
+        # Adam divides by the root of a squared gradient, which turns a rounding of 1e-9 into one of the rate's size where it is 0
+        torch.testing.assert_close(second[name], weight, rtol=0, atol=2e-4)
+
+
+def test_a_rank_without_data_takes_part(tmp_path):
+    config = write_config(tmp_path, max_steps=2, batch_size=1)
+    write_rows(tmp_path / "pairs.jsonl", preferences(1))
+    done = truing("train", config, "--num-processes", 2)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run")[0] == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_a_signal_to_two_processes_saves_and_exits_130(tmp_path):
+    config = write_config(tmp_path, max_steps=100_000)
+    command = [sys.executable, "-m", "truing", "train", str(config), "--num-processes", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 1
+
+
+def test_plain_lines_when_piped(tmp_path):
+    done = truing("train", write_config(tmp_path, max_steps=2))
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step")] == ["1/2", "2/2"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["data.path=absent.jsonl"], 2, "data.path: no file"),
+        (["model.name=./absent"], 2, "absent"),
+        (["method=grpo"], 3, "pip install truing-grpo"),
+        (["trainer.learning_rat=1"], 2, "did you mean 'learning_rate'"),
+        (["model.adapter={type: lora, target_modules: [q_prj]}"], 2, "its linear modules are"),
+        (["data.format=text"], 2, "text"),
+        (["trainer.max_length=2"], 2, "longer than max_length 2"),
+        (["--resume=absent"], 2, "absent is no checkpoint"),
+        (["trainer.max_length=100000"], 2, "the model was made for 512 tokens"),
+    ],
+)
+def test_mistakes_are_one_clear_message(tmp_path, arguments, code, message):
+    done = in_process("train", write_config(tmp_path), *arguments)
+    assert done.exit_code == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    assert "Traceback" in in_process("--debug", "train", write_config(tmp_path), "data.path=absent.jsonl").stderr
+
+
+def test_messages_without_a_chat_template(tmp_path):
+    config = write_config(tmp_path)
+    (tmp_path / "model/chat_template.jinja").unlink()
+    turn = [{"role": "user", "content": "hi"}]
+    row = {
+        "prompt": turn,
+        "chosen": [{"role": "assistant", "content": "yes"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    write_rows(tmp_path / "pairs.jsonl", [row])
+    done = in_process("train", config)
+    assert done.exit_code == 2
+    assert "model.chat_template" in done.stderr
+
+
+def test_a_second_run_into_the_same_directory(tmp_path):
+    config = write_config(tmp_path, max_steps=1)
+    assert in_process("train", config).exit_code == 0
+    again = in_process("train", config)
+    assert again.exit_code == 2
+    assert "holds another run; continue it with --resume" in again.stderr
+
+
+def test_steps_with_a_gradient_that_is_not_finite_leave_the_weights_alone(tmp_path):
+    config = write_config(tmp_path, max_steps=50, max_skipped_steps=3)
+    weights = load_file(tmp_path / "model/model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    from safetensors.torch import save_file
+
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    done = in_process("train", config)
+    assert done.exit_code == 1
+    assert "step 1 left out: its gradient is not finite (samples [" in done.stdout
+    assert "3 steps in a row" in done.stderr
+    assert "NaN" in (tmp_path / "run/metrics.jsonl").read_text()
