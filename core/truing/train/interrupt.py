@@ -39,12 +39,13 @@ class InterruptSignal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._put_back()
 
-    def received(self, accelerator: Accelerator) -> bool:
-        """Whether any rank was signalled; all ranks learn of it at the same step."""
-        if accelerator.num_processes > 1:
-            noted = torch.tensor(self.number, device=accelerator.device)
-            self.number = int(accelerator.gather(noted.reshape(1)).max())
-        return self.number != 0
+    def received(self, accelerator: Accelerator) -> int:
+        """Return the signal that any rank was sent, or 0; all ranks learn of it at the same step."""
+        if accelerator.num_processes == 1:
+            return self.number
+        # what is noted while ranks exchange is for the next step, and must not be overwritten by what they agree on now
+        noted = torch.tensor([self.number], device=accelerator.device)
+        return int(accelerator.gather(noted).max())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -59,10 +59,10 @@ def _steps(run: Run, signal: InterruptSignal) -> None:
             meter = _log(run, meter)
         if run.eval_trees is not None and (last or _due(state.step, trainer.eval_steps)):
             _log_evaluation(run)
-        if signal.received(run.accelerator) and not last:
+        if (number := signal.received(run.accelerator)) and not last:
             if meter.steps:
                 _log(run, meter)
-            raise Interrupted(signal.number, save(run))
+            raise Interrupted(number, save(run))
         if saves:
             save(run)
 

@@ -1,0 +1,44 @@
+"""Signals that ask a run to stop: noted once, never lost, agreed on by all ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from truing.train.interrupt import InterruptSignal
+
+
+def ranks(count, gather=lambda noted: noted):
+    return SimpleNamespace(num_processes=count, device=torch.device("cpu"), gather=gather)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_the_handlers_are_put_back(number):
+    before = signal.getsignal(number)
+    with InterruptSignal() as interrupt:
+        assert interrupt.received(ranks(1)) == 0
+        os.kill(os.getpid(), number)
+        assert interrupt.received(ranks(1)) == number
+        assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == before
+
+
+def test_a_rank_learns_of_the_signal_of_another():
+    with InterruptSignal() as interrupt:
+        assert interrupt.received(ranks(2, lambda noted: torch.cat((noted, torch.tensor([15]))))) == 15
+
+
+def test_a_signal_while_the_ranks_exchange_is_noted_for_the_next_step():
+    """Both ranks gave 0 to this exchange, so that both go on, and stop after the next one."""
+
+    def interrupted(noted):
+        os.kill(os.getpid(), signal.SIGINT)
+        return noted
+
+    with InterruptSignal() as interrupt:
+        assert interrupt.received(ranks(2, interrupted)) == 0
+        assert interrupt.received(ranks(2)) == signal.SIGINT
