@@ -214,7 +214,7 @@ class Term:
 
     `per` names the count: pairs, examples (prompt trees), sequences (branches), tokens, tokens of chosen branches (with either,
     counted prompt tokens too), or "constant" for a scalar that does not depend on the batch (a coefficient), which is averaged
-    over the calls of the loss.
+    over the step's prompts.
     The loss is the sum of `weight * sum(values) / count` over its terms. Raises ValueError for an unknown `per`.
     """
 

@@ -13,27 +13,24 @@ import torch
 from torch import Tensor
 
 from truing.data.tree import PromptTree
-from truing.loss import PER, Layout, LossOutput, Term
+from truing.loss import Layout, LossOutput, Term
 
 
 @attrs.frozen
 class StepCounts:
-    """How many of each thing an optimiser step has; the fields are the words that a Term's `per` may be."""
+    """How many of each thing an optimiser step has; the fields are the words that a Term's `per` may be, but for "constant"."""
 
     pair: float = 0.0
     example: float = 0.0
     sequence: float = 0.0
     token: float = 0.0
     chosen_token: float = 0.0
-    constant: float = 0.0
-    """Calls of the loss."""
 
     @classmethod
     def of(cls, micro_batches: Iterable[Sequence[PromptTree]], layout: Layout) -> StepCounts:
         """Count one rank's micro-batches."""
-        counts = dict.fromkeys(PER, 0)
+        counts = dict.fromkeys((field.name for field in attrs.fields(cls)), 0)
         for trees in micro_batches:
-            counts["constant"] += 1
             for tree in trees:
                 in_prompt = sum(tree.prompt_mask[1:])  # nothing predicts the first token
                 counts["example"] += 1
@@ -54,8 +51,13 @@ class StepCounts:
         return cls(*counts.tolist())
 
 
-def reduce_term(term: Term, counts: StepCounts) -> Tensor:
-    """Return weight * sum(values) / count: this call's share of the step's value. Raises ValueError for a count of nothing."""
+def reduce_term(term: Term, counts: StepCounts, examples: float | None = None) -> Tensor:
+    """Return weight * sum(values) / count: the share that a call with `examples` prompts has in the step's value.
+
+    None is all prompts of the step. Raises ValueError for a count of nothing.
+    """
+    if term.per == "constant":
+        return term.weight * term.values.sum() * (1.0 if examples is None else examples / counts.example)
     count: float = getattr(counts, term.per)
     if count == 0:
         if term.values.numel() == 0:
@@ -64,10 +66,10 @@ def reduce_term(term: Term, counts: StepCounts) -> Tensor:
     return term.weight * term.values.sum() / count
 
 
-def reduce_output(output: LossOutput, counts: StepCounts) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return this call's share of the step's loss, and of each metric (the loss itself among them), detached."""
-    loss = torch.stack([reduce_term(term, counts) for term in output.terms]).sum()
-    metrics = {name: reduce_term(term, counts).detach() for name, term in output.metrics.items()}
+def reduce_output(output: LossOutput, counts: StepCounts, examples: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return what a call with `examples` prompts adds to the step's loss, and to each metric (the loss among them), detached."""
+    loss = torch.stack([reduce_term(term, counts, examples) for term in output.terms]).sum()
+    metrics = {name: reduce_term(term, counts, examples).detach() for name, term in output.metrics.items()}
     return loss, {"loss": loss.detach(), **metrics}
 
 

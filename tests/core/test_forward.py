@@ -7,11 +7,10 @@ import re
 import attrs
 import pytest
 import torch
-from torch import Tensor
 
+from tests.core.plain import gradients, plain_logps
 from tests.core.trees import random_trees
 from truing.data.batch import collate
-from truing.data.tree import PromptTree
 from truing.errors import ModelError
 from truing.loss import Layout, Needs
 from truing.model.attention import use_tree_attention
@@ -20,26 +19,6 @@ from truing.model.probe import choose_forward
 from truing.testing import tiny_model
 
 EXACT = {"rtol": 0.0, "atol": 1e-11}
-
-
-def plain_logps(model: torch.nn.Module, trees: list[PromptTree]) -> Tensor:
-    parts = []
-    for tree in trees:
-        for branch in tree.branches:
-            ids = torch.tensor([tree.prompt_ids + branch.token_ids])
-            log_probs = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-            start = len(tree.prompt_ids)
-            parts += [
-                log_probs[start + i - 1, token]
-                for i, (token, counted) in enumerate(zip(branch.token_ids, branch.loss_mask, strict=True))
-                if counted
-            ]
-    return torch.stack(parts)
-
-
-def gradients(model: torch.nn.Module, logps: Tensor) -> list[Tensor]:
-    weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype)
-    return list(torch.autograd.grad((logps * weights).sum(), [p for p in model.parameters() if p.requires_grad]))
 
 
 @pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
@@ -109,30 +88,20 @@ def test_prompt_logps_entropy_and_squared_probs():
         torch.testing.assert_close(output.tokens.squared_probs[0], first.exp().square().sum(), **EXACT)
 
 
-def test_the_head_works_in_chunks(monkeypatch):
-    monkeypatch.setattr("truing.model.head.CHUNK_BYTES", 4 * 260 * 3)  # three tokens a chunk
-    model = tiny_model(dtype=torch.float64)
-    trees = random_trees(3)
-    expected = plain_logps(model, trees)
-    logps = Policy(model, "padded")(collate(trees, "padded")).tokens.logps
-    torch.testing.assert_close(logps, expected, **EXACT)
-    for one, other in zip(gradients(model, logps), gradients(model, expected), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
-
-
 @pytest.mark.parametrize(
     ("architecture", "forward", "own_logits", "reason"),
     [
         ("llama", "shared_prefix", False, "every prompt computed once"),
         ("gpt2", "shared_prefix", False, "every prompt computed once"),
         ("bloom", "padded", False, "do not take an attention function"),
-        ("mistral", "padded", False, "sliding window"),
-        ("gemma2", "padded", True, "do not take|sliding_attention|caps"),
+        ("mistral", "shared_prefix", False, "every prompt computed once"),
+        ("gemma2", "shared_prefix", False, "every prompt computed once"),
+        ("falcon_h1", "padded", True, "do not take|layers of type"),
     ],
 )
 def test_probe_chooses_what_is_exact(architecture, forward, own_logits, reason):
-    # gemma2 caps its logits by tanh, so head(decoder(x)) is not what it says
-    model = tiny_model(architecture=architecture)
+    # falcon_h1 multiplies its logits by a number of its own, so head(decoder(x)) is not what it says
+    model = tiny_model(architecture=architecture, **({"lm_head_multiplier": 0.5} if own_logits else {}))
     policy = Policy(model, "padded")
     trees = random_trees(4, longest=30)
     choice = choose_forward(policy, trees, "auto")
@@ -142,8 +111,11 @@ def test_probe_chooses_what_is_exact(architecture, forward, own_logits, reason):
 
 
 def test_probe_notices_a_model_that_is_wrong(monkeypatch):
-    monkeypatch.setattr("truing.model.probe.why_not_shared_prefix", lambda model: None)
-    model = tiny_model(architecture="mistral")  # its window is 16 tokens, which the attention function does not honour
+    def everything(count, reach, window, device):
+        return torch.ones(count, reach, dtype=torch.bool, device=device).tril(reach - count)
+
+    monkeypatch.setattr("truing.model.attention._sees", everything)
+    model = tiny_model(architecture="mistral")  # its window is 16 tokens, which the attention function does not honour now
     trees = random_trees(4, longest=40)
     policy = Policy(model, "padded")
     choice = choose_forward(policy, trees, "auto")

@@ -13,7 +13,7 @@ from truing.reduce import StepCounts, add_shares, reduce_output, reduce_term
 def test_counts_are_over_all_micro_batches():
     trees = random_trees(5)
     split = StepCounts.of([trees[:1], trees[1:2], trees[2:]], Layout.PAIRED)
-    assert (split.pair, split.example, split.sequence, split.constant) == (5, 5, 10, 3)
+    assert (split.pair, split.example, split.sequence) == (5, 5, 10)
     assert split.token == sum(branch.counted for tree in trees for branch in tree.branches)
     assert split.chosen_token == sum(tree.branches[0].counted for tree in trees)
     assert StepCounts.from_tensor(split.to_tensor(torch.device("cpu"))) == split
@@ -21,14 +21,14 @@ def test_counts_are_over_all_micro_batches():
 
 def test_terms_add_up_to_weighted_means():
     """Two pairs (1, 3) and four tokens (1, 1, 1, 5): 2 * mean(1, 3) + 0.5 * mean(1, 1, 1, 5) = 4 + 1 = 5, in two calls."""
-    counts = StepCounts(pair=2, token=4, constant=2)
+    counts = StepCounts(pair=2, token=4, example=2)
     total = {}
     for pair, tokens in (([1.0], [1.0]), ([3.0], [1.0, 1.0, 5.0])):
         output = LossOutput(
             terms=[Term(torch.tensor(pair), "pair", 2.0), Term(torch.tensor(tokens), "token", 0.5)],
             metrics={"beta": Term(torch.tensor(0.1), "constant")},
         )
-        add_shares(total, reduce_output(output, counts)[1])
+        add_shares(total, reduce_output(output, counts, examples=1)[1])
     assert total["loss"].item() == pytest.approx(5.0)
     assert total["beta"].item() == pytest.approx(0.1)
 

@@ -55,7 +55,14 @@ def test_the_canonical_signature(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert lines == state.history
     assert all({"step", "epoch"} <= line.keys() for line in lines)
-    assert {"grad_norm", "learning_rate", "tokens_per_second", "padding_fraction", "memory/peak_mb"} <= first.keys()
+    assert {
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "padding_fraction",
+        "shared_prefix_savings",
+        "memory/peak_mb",
+    } <= first.keys()
 
 
 def test_the_saved_model_is_the_trained_one(tmp_path):
@@ -128,6 +135,7 @@ def test_padded_and_shared_prefix_agree(tmp_path):
     shared, padded = (run(tmp_path / forward, forward=forward) for forward in ("shared_prefix", "padded"))
     torch.testing.assert_close(torch.tensor(losses(shared)), torch.tensor(losses(padded)), rtol=0, atol=1e-4)
     assert shared.metrics["padding_fraction"] == 0 < padded.metrics["padding_fraction"]
+    assert padded.metrics["shared_prefix_savings"] == 0 < shared.metrics["shared_prefix_savings"] < 0.5
 
 
 def test_ipo_is_a_method_of_its_own(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -24,6 +24,17 @@ class TreeSpan:
     prompt: tuple[int, int]
     branches: tuple[tuple[int, int], ...]
 
+    @property
+    def stop(self) -> int:
+        """Where the tree ends."""
+        return self.branches[-1][1] if self.branches else self.prompt[1]
+
+    @property
+    def reach(self) -> int:
+        """Positions that its longest branch attends to, its prompt among them."""
+        start, stop = self.prompt
+        return stop - start + max((end - begin for begin, end in self.branches), default=0)
+
 
 @attrs.frozen
 class RowLayout:
@@ -36,13 +47,18 @@ class RowLayout:
         """How many positions each prompt and each branch has, in the order of the row."""
         return [stop - start for tree in self.trees for start, stop in (tree.prompt, *tree.branches)]
 
+    @property
+    def reach(self) -> int:
+        """Positions that the longest branch of all attends to."""
+        return max(tree.reach for tree in self.trees)
+
 
 @attrs.frozen(eq=False, kw_only=True)
 class TreeBatch:
     """A micro-batch: B branches of some prompt trees, T counted completion tokens, Q counted prompt tokens.
 
-    A predictor is the flat position in the model's output whose distribution is over the token. The last token of a branch is no
-    input: nothing is predicted from it.
+    A predictor is the flat position in the model's output whose distribution is over the token. The last token of a branch is an
+    input only where a head reads it: nothing is predicted from it.
     """
 
     trees: tuple[PromptTree, ...]
@@ -64,8 +80,46 @@ class TreeBatch:
     """[Q] int64."""
     prompt_tree_ids: Tensor
     """[Q] int64."""
+    ends: Tensor | None
+    """[B] int64, the flat position of each branch's last token, where that is an input."""
     num_inputs: int
     """Positions that the forward computes, padding left out."""
+    num_unshared: int
+    """What num_inputs would be with a prompt computed for each of its branches."""
+
+    def parts(self, most_tokens: int) -> Iterator[BatchPart]:
+        """Yield consecutive trees with at most `most_tokens` counted tokens together; a tree with more is a part of its own."""
+        counted = [sum(branch.counted for branch in tree.branches) for tree in self.trees]
+        in_prompt = [sum(tree.prompt_mask[1:]) for tree in self.trees]
+        branches = [len(tree.branches) for tree in self.trees]
+        first = 0
+        while first < len(self.trees):
+            stop = first + 1
+            while stop < len(self.trees) and sum(counted[first : stop + 1]) + sum(in_prompt[first : stop + 1]) <= most_tokens:
+                stop += 1
+            tokens, prompt_tokens, rows = (slice(sum(sizes[:first]), sum(sizes[:stop])) for sizes in (counted, in_prompt, branches))
+            yield self._part(slice(first, stop), tokens, prompt_tokens, rows)
+            first = stop
+
+    def whole(self) -> BatchPart:
+        """Return the batch as its only part."""
+        return BatchPart(self, slice(0, len(self.targets)), slice(0, len(self.prompt_targets)), slice(0, len(self.lengths)))
+
+    def _part(self, trees: slice, tokens: slice, prompt_tokens: slice, branches: slice) -> BatchPart:
+        part = attrs.evolve(
+            self,
+            trees=self.trees[trees],
+            predictors=self.predictors[tokens],
+            targets=self.targets[tokens],
+            sequence_ids=self.sequence_ids[tokens] - branches.start,
+            tree_ids=self.tree_ids[branches] - trees.start,
+            lengths=self.lengths[branches],
+            prompt_predictors=self.prompt_predictors[prompt_tokens],
+            prompt_targets=self.prompt_targets[prompt_tokens],
+            prompt_tree_ids=self.prompt_tree_ids[prompt_tokens] - trees.start,
+            ends=None if self.ends is None else self.ends[branches],
+        )
+        return BatchPart(part, tokens, prompt_tokens, branches)
 
     @property
     def slots(self) -> int:
@@ -86,32 +140,68 @@ class TreeBatch:
         return attrs.evolve(self, model_inputs=inputs, **moved)
 
 
-def collate(trees: Sequence[PromptTree], forward: Forward) -> TreeBatch:
-    """Lay trees out for a forward. Raises ValueError for a tree without a prompt token: nothing would predict its first token."""
+@attrs.frozen(eq=False)
+class BatchPart:
+    """Some trees of a batch, as a batch whose predictors still are positions in the whole one's output."""
+
+    batch: TreeBatch
+    tokens: slice
+    """Which of the whole batch's T tokens these are."""
+    prompt_tokens: slice
+    """Which of its Q."""
+    branches: slice
+    """Which of its B."""
+
+
+def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = False) -> TreeBatch:
+    """Lay trees out for a forward; `with_ends` makes the last token of every branch an input too.
+
+    Raises ValueError for a tree without a prompt token, for nothing would predict its first token, and for an empty branch.
+    """
     for tree in trees:
         if not tree.prompt_ids:
             raise ValueError(f"sample {tree.sample_id} has no prompt token; at least one must precede a completion")
-    inputs, position_of = _shared_prefix(trees) if forward == "shared_prefix" else _padded(trees)
+        if not all(branch.token_ids for branch in tree.branches):
+            raise ValueError(f"sample {tree.sample_id} has a branch without a token; drop it, or lower what it was cut to")
+    unread = None if with_ends else -1
+    rows = [tuple(branch.token_ids[:unread] for branch in tree.branches) for tree in trees]
+    inputs, position_of = _shared_prefix(trees, rows) if forward == "shared_prefix" else _padded(trees, rows)
     real = inputs["input_ids"].numel() if forward == "shared_prefix" else int(inputs["attention_mask"].sum())
-    return TreeBatch(trees=tuple(trees), model_inputs=inputs, num_inputs=real, **_predictions(trees, position_of))
+    ends = [
+        position_of(t, b, len(tree.prompt_ids) + len(branch.token_ids) - 1)
+        for t, tree in enumerate(trees)
+        for b, branch in enumerate(tree.branches)
+        if with_ends
+    ]
+    return TreeBatch(
+        trees=tuple(trees),
+        model_inputs=inputs,
+        num_inputs=real,
+        num_unshared=sum(len(tree.prompt_ids) + len(row) for tree, branches in zip(trees, rows, strict=True) for row in branches),
+        ends=torch.tensor(ends) if with_ends else None,
+        **_predictions(trees, position_of),
+    )
 
 
 PositionOf = Callable[[int, int, int], int]
 """(tree, branch, index in prompt + branch) -> flat position of that token among the model's inputs."""
 
 
-def _shared_prefix(trees: Sequence[PromptTree]) -> tuple[dict[str, Any], PositionOf]:
+Inputs = tuple[tuple[int, ...], ...]
+"""What of each branch of a tree is an input."""
+
+
+def _shared_prefix(trees: Sequence[PromptTree], rows: Sequence[Inputs]) -> tuple[dict[str, Any], PositionOf]:
     ids: list[int] = []
     positions: list[int] = []
     spans: list[TreeSpan] = []
-    for tree in trees:
+    for tree, inputs_of_branches in zip(trees, rows, strict=True):
         prompt_length = len(tree.prompt_ids)
         prompt = (len(ids), len(ids) + prompt_length)
         ids.extend(tree.prompt_ids)
         positions.extend(range(prompt_length))
         branches = []
-        for branch in tree.branches:
-            inputs = branch.token_ids[:-1]
+        for inputs in inputs_of_branches:
             branches.append((len(ids), len(ids) + len(inputs)))
             ids.extend(inputs)
             positions.extend(range(prompt_length, prompt_length + len(inputs)))
@@ -132,8 +222,8 @@ def _shared_prefix(trees: Sequence[PromptTree]) -> tuple[dict[str, Any], Positio
     return model_inputs, position_of
 
 
-def _padded(trees: Sequence[PromptTree]) -> tuple[dict[str, Any], PositionOf]:
-    rows = [tree.prompt_ids + branch.token_ids[:-1] for tree in trees for branch in tree.branches]
+def _padded(trees: Sequence[PromptTree], inputs_of: Sequence[Inputs]) -> tuple[dict[str, Any], PositionOf]:
+    rows = [tree.prompt_ids + branch for tree, branches in zip(trees, inputs_of, strict=True) for branch in branches]
     first_row = list(itertools.accumulate((len(tree.branches) for tree in trees), initial=0))
     width = max(map(len, rows))
     inputs = {

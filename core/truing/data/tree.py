@@ -65,6 +65,9 @@ class Trees(Protocol):
     def largest_id(self) -> int:
         """The largest token id."""
 
+    def length(self, index: int) -> int:
+        """Return `num_tokens` of a tree without building it."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> PromptTree: ...
@@ -74,7 +77,8 @@ CHUNK = 1024
 """How many trees exist at a time where all of them are gone through."""
 
 
-def in_chunks(trees: Trees) -> Iterator[list[PromptTree]]:
-    """Yield all trees in order, `CHUNK` at a time."""
-    for start in range(0, len(trees), CHUNK):
-        yield [trees[index] for index in range(start, min(start + CHUNK, len(trees)))]
+def in_chunks(trees: Trees, size: int | None = None) -> Iterator[list[PromptTree]]:
+    """Yield all trees in order, `size` at a time; None is `CHUNK`."""
+    size = size or CHUNK
+    for start in range(0, len(trees), size):
+        yield [trees[index] for index in range(start, min(start + size, len(trees)))]

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import dropout, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from truing.data.batch import RowLayout
+from truing.model.flash import flash_attention, flash_supports
 
 NAME = "truing_tree"  # transformers refuses names with "sdpa" or "flash" in them for models that lack those
+LAYER_KINDS = {"full_attention", "sliding_attention"}
+HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions"}
+"""What models hand to every attention function, and what changes no result."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Rules:
+    """What a layer asks of its attention besides the mask."""
+
+    scale: float | None = None
+    """Factor of the scores; None is 1 / sqrt(size of a head)."""
+    dropout: float = 0.0
+    window: int | None = None
+    """Positions that a position sees, itself included."""
+    softcap: float | None = None
+    """Scores are bounded to it by tanh."""
+    sinks: Tensor | None = None
+    """[heads] scores that take part in every softmax and have no value."""
 
 
 def tree_attention(
@@ -24,41 +43,96 @@ def tree_attention(
     attention_mask: Tensor | None,
     *,
     truing_layout: RowLayout | None = None,
-    **kwargs: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Return attention outputs [1, S, heads, size] for a row of S positions; without a layout, what SDPA returns.
+    """Return attention outputs [1, S, heads, size] for a row of S positions; without a layout, what the mask says.
 
-    `query` is [1, heads, S, size], `key` and `value` [1, key-value heads, S, size]. One SDPA call per prompt and per branch: keys
-    are gathered for a branch, nothing is padded.
+    `query` is [1, heads, S, size], `key` and `value` [1, key-value heads, S, size]. The other arguments have the names under which
+    transformers' models give them. Raises ValueError for one that this function does not know: ignoring it would be silently wrong.
     """
+    rules = Rules(scale=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
     if truing_layout is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return output, None
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    options = {"scale": kwargs.get("scaling"), "dropout_p": kwargs.get("dropout", 0.0)}
+        return _masked(query, key, value, attention_mask, rules).transpose(1, 2).contiguous(), None
+    unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
+    if unknown or not getattr(module, "is_causal", True):
+        raise ValueError(f"{type(module).__name__} asks for attention with {', '.join(unknown) or 'no causal order'}")
+    if rules.window is not None and truing_layout.reach <= rules.window:
+        rules = attrs.evolve(rules, window=None)
+    if flash_supports(query, key, value) and not (rules.dropout or rules.softcap or rules.window):
+        scale = query.shape[-1] ** -0.5 if rules.scale is None else rules.scale
+        return flash_attention(query, key, value, truing_layout, scale, rules.sinks), None
+    return _per_branch(query, key, value, truing_layout, rules), None
+
+
+def _per_branch(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, rules: Rules) -> Tensor:
+    """Return [1, S, heads, size] by one call per prompt and per branch: right for every rule and device; nothing is padded."""
     # one split instead of many slices: the backward of a slice writes a whole row of zeros
-    queries, keys, values = (iter(tensor.split(truing_layout.sizes, dim=2)) for tensor in (query, key, value))
+    queries, keys, values = (iter(tensor.split(layout.sizes, dim=2)) for tensor in (query, key, value))
     pieces: list[Tensor] = []
-    for tree in truing_layout.trees:
+    for tree in layout.trees:
         q, prompt_k, prompt_v = next(queries), next(keys), next(values)
-        pieces.append(scaled_dot_product_attention(q, prompt_k, prompt_v, is_causal=True, **options))
+        pieces.append(_attend(q, prompt_k, prompt_v, None, rules))
         for _ in tree.branches:
             q, k, v = next(queries), next(keys), next(values)
             if q.shape[2] > 0:
-                k, v = torch.cat((prompt_k, k), dim=2), torch.cat((prompt_v, v), dim=2)
-                pieces.append(scaled_dot_product_attention(q, k, v, attn_mask=_sees(q.shape[2], k.shape[2], q.device), **options))
-    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+                pieces.append(_attend(q, torch.cat((prompt_k, k), dim=2), torch.cat((prompt_v, v), dim=2), None, rules))
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous()
 
 
-def _sees(branch: int, keys: int, device: torch.device) -> Tensor:
-    """Return [branch, keys] bool, keys being prompt and branch: the whole prompt, and the branch up to the position itself."""
-    return torch.ones(branch, keys, dtype=torch.bool, device=device).tril(keys - branch)
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: Rules) -> Tensor:
+    """Return [batch, heads, Q, size] as the model's own mask says, which has the window in it; no mask is causal."""
+    return _attend(query, key, value, mask, attrs.evolve(rules, window=None))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: Rules) -> Tensor:
+    """Return [batch, heads, Q, size] for queries that are the last Q of K positions; `mask` is bool, None is causal."""
+    count, reach = query.shape[2], key.shape[2]
+    plain = rules.softcap is None and rules.sinks is None
+    if mask is None and plain and rules.window is None and count in (1, reach):
+        return _sdpa(query, key, value, None, rules, is_causal=count > 1)
+    visible = _sees(count, reach, rules.window, query.device) if mask is None else mask
+    return _sdpa(query, key, value, visible, rules) if plain else _written_out(query, key, value, visible, rules)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: Rules, *, is_causal: bool = False) -> Tensor:
+    key, value = _repeat_heads(key, query), _repeat_heads(value, query)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=rules.dropout, is_causal=is_causal, scale=rules.scale
+    )
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rules: Rules) -> Tensor:
+    """Return the attention of `_attend` by its definition, with all scores in memory at once."""
+    scale = query.shape[-1] ** -0.5 if rules.scale is None else rules.scale
+    scores = query @ _repeat_heads(key, query).transpose(-1, -2) * scale
+    if rules.softcap is not None:
+        scores = rules.softcap * (scores / rules.softcap).tanh()
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~visible, float("-inf"))
+    if rules.sinks is not None:
+        column = rules.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, column), dim=-1)
+    weights = scores.softmax(-1)[..., : key.shape[2]].to(value.dtype)
+    return dropout(weights, rules.dropout) @ _repeat_heads(value, query)
+
+
+def _repeat_heads(tensor: Tensor, query: Tensor) -> Tensor:
+    groups = query.shape[1] // tensor.shape[1]
+    return tensor.repeat_interleave(groups, dim=1) if groups > 1 else tensor
+
+
+def _sees(count: int, reach: int, window: int | None, device: torch.device) -> Tensor:
+    """Return [count, reach] bool for the last `count` of `reach` positions: each sees those before it and itself."""
+    visible = torch.ones(count, reach, dtype=torch.bool, device=device).tril(reach - count)
+    return visible if window is None else visible.triu(reach - count - window + 1)
 
 
 def use_tree_attention(model: PreTrainedModel) -> None:
-    """Make the model call `tree_attention`; calls without a layout (generation) keep SDPA's masks and results."""
+    """Make the model call `tree_attention`; calls without a layout (generation) keep the model's own masks and results."""
     AttentionInterface.register(NAME, tree_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
@@ -70,13 +144,9 @@ def why_not_shared_prefix(model: PreTrainedModel) -> str | None:
     Only what a model declares is looked at here; whether its numbers agree is for the probe to say.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if not getattr(model, "_supports_sdpa", False) or not getattr(model, "_supports_attention_backend", False):
+    if not getattr(model, "_supports_attention_backend", False):
         return f"{config.model_type} models do not take an attention function from outside"
-    if kinds - {"full_attention"}:
-        return f"{config.model_type} has layers of type {', '.join(sorted(kinds - {'full_attention'}))}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True) and not kinds:
-        return f"{config.model_type} attends in a sliding window"
-    if getattr(config, "attn_logit_softcapping", None):
-        return f"{config.model_type} caps its attention scores"
+    others = set(getattr(config, "layer_types", None) or ()) - LAYER_KINDS
+    if others:
+        return f"{config.model_type} has layers of type {', '.join(sorted(others))}"
     return None

@@ -1,60 +1,48 @@
-"""Log-probabilities from hidden states, in chunks of tokens, so that logits of all positions never exist at once."""
+"""From hidden states to the scores of counted tokens, or to the loss itself, without the logits of all of them ever existing.
+
+`score_tokens` gives scores that autograd follows. `fused_loss` goes further where a loss can be called for some trees at a time:
+it scores them, calls the loss, and takes the gradients of hidden states and weights at once, while their logits are still there,
+so that nothing is computed twice.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from truing.loss import Needs
+from truing.model.logits import Head, Logits, TokenScores, wide
 
-CHUNK_BYTES = 64 * 2**20
-"""Most memory that one chunk's logits take, in fp32."""
-
-
-@attrs.frozen(eq=False)
-class TokenScores:
-    """What the policy says of N tokens: log-probabilities, and what else was asked for, [N] each."""
-
-    logps: Tensor
-    entropy: Tensor | None = None
-    squared_probs: Tensor | None = None
-
-    @classmethod
-    def cat(cls, parts: list[TokenScores]) -> TokenScores:
-        """Join chunks."""
-
-        def join(column: list[Tensor | None]) -> Tensor | None:
-            present = [chunk for chunk in column if chunk is not None]
-            return torch.cat(present) if present else None
-
-        return cls(
-            torch.cat([part.logps for part in parts]),
-            entropy=join([part.entropy for part in parts]),
-            squared_probs=join([part.squared_probs for part in parts]),
-        )
+KEPT_BYTES = 128 * 2**20
+"""Most memory of logits that are kept for the backward; beyond it they are computed twice."""
+CHUNK = 1024
+"""Tokens whose logits are computed at once."""
 
 
-def score_tokens(hidden: Tensor, targets: Tensor, head: nn.Linear, needs: Needs) -> TokenScores:
+def most_kept(head: Head) -> int:
+    """Return of how many tokens the logits can be kept."""
+    return KEPT_BYTES // (4 * int(next(head.linear.parameters()).shape[0]))
+
+
+def score_tokens(hidden: Tensor, targets: Tensor, head: Head, needs: Needs) -> TokenScores:
     """Return scores of `targets` [N] under the distributions that `head` makes of `hidden` [N, H].
 
-    Log-probabilities are computed in fp32 (float64 for such models). With a gradient, each chunk's logits are recomputed in the
-    backward.
+    Logits have the type of the forward, and what is summed over them float32 (float64 for such models).
     """
-    rows = max(1, CHUNK_BYTES // (4 * head.out_features))
-    parts = []
-    for chunk, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
-        if torch.is_grad_enabled():
-            parts.append(checkpoint(_score_chunk, chunk, ids, head, needs, use_reentrant=False))
-        else:
-            parts.append(_score_chunk(chunk, ids, head, needs))
-    return TokenScores.cat(parts)
+    if head.is_linear:
+        return TokenScores(*_score(hidden, head.linear.weight, head.linear.bias, targets, head, needs))
+    parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    return TokenScores.cat([_score_foreign(chunk, ids, head, needs) for chunk, ids in parts])
 
 
 def score_logits(logits: Tensor, targets: Tensor, needs: Needs) -> TokenScores:
     """Return scores of `targets` [N] under `logits` [N, V]."""
-    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    log_probs = logits.to(wide(logits.dtype)).log_softmax(-1)
     return TokenScores(
         log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1),
         entropy=-(log_probs.exp() * log_probs).sum(-1) if Needs.ENTROPY in needs else None,
@@ -62,5 +50,148 @@ def score_logits(logits: Tensor, targets: Tensor, needs: Needs) -> TokenScores:
     )
 
 
-def _score_chunk(hidden: Tensor, targets: Tensor, head: nn.Linear, needs: Needs) -> TokenScores:
-    return score_logits(head(hidden), targets, needs)
+def _score_foreign(hidden: Tensor, targets: Tensor, head: Head, needs: Needs) -> TokenScores:
+    """Score through a head that is a module of any kind; its logits are recomputed in the backward."""
+
+    def score(chunk: Tensor) -> TokenScores:
+        return score_logits(head.shaped(head.linear(chunk)), targets, needs)
+
+    scores: TokenScores = checkpoint(score, hidden, use_reentrant=False) if torch.is_grad_enabled() else score(hidden)
+    return scores
+
+
+@attrs.frozen(eq=False)
+class Part:
+    """Some of the tokens, those of whole trees, and the loss of them as a function of their scores."""
+
+    tokens: Tensor | slice
+    """Which of the N tokens."""
+    size: int
+    """How many these are."""
+    loss: Callable[[TokenScores], Tensor]
+
+
+def fused_loss(hidden: Tensor, targets: Tensor, head: Head, needs: Needs, parts: Sequence[Part]) -> Tensor:
+    """Return the sum of the parts' losses, with the gradients of `hidden` [N, H] and of the head already taken.
+
+    Every part's loss is called once, with autograd on. Needs a linear head.
+    """
+    return _fuse(hidden, head.linear.weight, head.linear.bias, targets, head, needs, parts)
+
+
+@attrs.frozen(eq=False)
+class _Operands:
+    """Hidden states, weight and bias in the type that the forward multiplies in."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def cast(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> _Operands:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        return cls(hidden.detach().to(dtype), weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
+
+    def logits(self, part: Tensor | slice, targets: Tensor, head: Head, needs: Needs, *, keep: bool) -> Logits:
+        """Return the logits of some tokens, not computed yet."""
+        return Logits(self.hidden[part], self.weight, self.bias, targets[part], head, needs, [] if keep else None)
+
+
+class _Gradients(NamedTuple):
+    """Sums of the gradients of weight and bias, None for one that does not train."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, ctx: Any, logits: Logits) -> _Gradients:
+        """Return zeros; `ctx` is of a function whose second and third inputs are weight and bias."""
+        return cls(
+            *(
+                torch.zeros_like(tensor, dtype=wide(tensor.dtype)) if needed and tensor is not None else None
+                for needed, tensor in zip(ctx.needs_input_grad[1:3], (logits.weight, logits.bias), strict=True)
+            )
+        )
+
+
+def _cast(
+    dtypes: tuple[torch.dtype, torch.dtype], hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    of_hidden, of_weight = dtypes
+    columns = ((hidden, of_hidden), (weight, of_weight), (bias, of_weight))
+    return tuple(None if gradient is None else gradient.to(dtype) for gradient, dtype in columns)
+
+
+class _Scores(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, needs: Needs
+    ) -> tuple[Tensor | None, ...]:
+        operands = _Operands.cast(hidden, weight, bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            ctx.chunks = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)] or [slice(0)]
+            keep = any(ctx.needs_input_grad) and len(targets) <= most_kept(head)
+            ctx.logits = [operands.logits(chunk, targets, head, needs, keep=keep) for chunk in ctx.chunks]
+            scores = TokenScores.cat([logits.score() for logits in ctx.logits])
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return scores.columns
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        logps = grads[0]
+        if logps is None:
+            logps = torch.zeros_like(torch.cat([logits.scores.logps for logits in ctx.logits]))
+        scores = TokenScores(logps, *grads[1:])
+        gradients = _Gradients.of(ctx, ctx.logits[0])
+        with torch.autocast(logps.device.type, enabled=False):
+            rows = [logits.backward(scores[chunk], *gradients) for logits, chunk in zip(ctx.logits, ctx.chunks, strict=True)]
+        return (*_cast(ctx.dtypes, torch.cat(rows), *gradients), None, None, None)
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: Head,
+        needs: Needs,
+        parts: Sequence[Part],
+    ) -> Tensor:
+        operands = _Operands.cast(hidden, weight, bias)
+        grad_hidden = torch.zeros_like(hidden, dtype=wide(hidden.dtype))
+        gradients = None
+        total = torch.zeros((), device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in parts:
+                keep = part.size <= most_kept(head)
+                logits = operands.logits(part.tokens, targets, head, needs, keep=keep)
+                gradients = gradients or _Gradients.of(ctx, logits)
+                value, grads = _loss_and_gradients(part.loss, logits.score())
+                total = total + value
+                grad_hidden[part.tokens] = logits.backward(grads, *gradients)
+        ctx.save_for_backward(grad_hidden, *(gradients or (None, None)))
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [None if gradient is None else gradient * grads[0] for gradient in ctx.saved_tensors]
+        return (*_cast(ctx.dtypes, *scaled), None, None, None, None)
+
+
+_score: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] = _Scores.apply
+_fuse: Callable[..., Tensor] = _FusedLoss.apply
+
+
+def _loss_and_gradients(loss: Callable[[TokenScores], Tensor], scores: TokenScores) -> tuple[Tensor, TokenScores]:
+    present = [column.requires_grad_() for column in scores.columns if column is not None]
+    with torch.enable_grad():
+        value = loss(scores)
+    found = iter(torch.autograd.grad(value, present, allow_unused=True))
+    logps, *others = (None if column is None else next(found) for column in scores.columns)
+    return value.detach(), TokenScores(torch.zeros_like(scores.logps) if logps is None else logps, *others)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import torch
@@ -11,9 +12,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truing.data.batch import Forward, TreeBatch
+from truing.data.batch import BatchPart, Forward, TreeBatch
 from truing.loss import Layout, LossInputs, Needs
-from truing.model.head import TokenScores, score_logits, score_tokens
+from truing.model.head import Part, fused_loss, most_kept, score_logits, score_tokens
+from truing.model.logits import Head, TokenScores
 
 OFFERED = Needs.REFERENCE_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
 """What the forward and the reference can give a loss today."""
@@ -25,20 +27,58 @@ class PolicyOutput:
 
     tokens: TokenScores
     prompt_tokens: TokenScores | None = None
+    values: Tensor | None = None
+    """[T] of the value head, at each token's predictor."""
+    scores: Tensor | None = None
+    """[B] of the score head, at each branch's last token."""
+
+    def differentiable(self) -> dict[str, Tensor]:
+        """Return what is there, by the names of LossInputs' fields."""
+        named = {
+            "token_logps": self.tokens.logps,
+            "token_entropy": self.tokens.entropy,
+            "token_squared_probs": self.tokens.squared_probs,
+            "token_values": self.values,
+            "prompt_token_logps": self.prompt_tokens.logps if self.prompt_tokens else None,
+            "scores": self.scores,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+class Objective(Protocol):
+    """What becomes of a forward: its share of the step's loss. Called with whole trees, each of them once."""
+
+    @property
+    def divisible(self) -> bool:
+        """Whether it may be called for some trees of the batch at a time."""
+
+    def __call__(self, part: BatchPart, output: PolicyOutput) -> Tensor:
+        """Return the loss of a part, a scalar."""
 
 
 class Policy(nn.Module):
     """Wraps a transformers model, with or without a peft adapter; its code is untouched.
 
-    Called with a TreeBatch it returns a PolicyOutput. It runs the decoder and then the head at counted positions only. For a model
-    whose logits are more than head(decoder(x)) (a cap, a scale), `own_logits` asks the model itself for them.
+    Called with a TreeBatch it returns a PolicyOutput, or a loss where it is given an Objective. It runs the decoder and then the
+    head at counted positions only. For a model whose logits are more than a Head, `own_logits` asks the model itself for them.
+    `value_head` and `score_head`, [1, H] each, read the decoder's output where `needs` names VALUES or SCORES.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, forward: Forward, *, own_logits: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        forward: Forward,
+        *,
+        own_logits: bool = False,
+        value_head: nn.Linear | None = None,
+        score_head: nn.Linear | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.layout = forward
         self.own_logits = own_logits
+        self.value_head = value_head
+        self.score_head = score_head
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -52,30 +92,70 @@ class Policy(nn.Module):
         self.layout, self.own_logits = other.layout, other.own_logits
         self.causal_lm.set_attn_implementation(other.causal_lm.config._attn_implementation)
 
-    def forward(self, batch: TreeBatch, needs: Needs = Needs.NOTHING, *, adapter: bool = True) -> PolicyOutput:
-        """Score the batch's counted tokens; `adapter=False` scores them with the adapter off."""
+    def forward(
+        self, batch: TreeBatch, needs: Needs = Needs.NOTHING, *, adapter: bool = True, objective: Objective | None = None
+    ) -> PolicyOutput | Tensor:
+        """Score the batch's counted tokens; `adapter=False` scores them with the adapter off.
+
+        With an objective, return the sum of its values over the parts of the batch. Their gradients are the same either way; where
+        the objective is divisible and the head linear, they are taken part by part while the part's logits are there.
+        """
         with nullcontext() if adapter else self._adapter_off():
             if self.own_logits:
-                return self._score_with_own_logits(batch, needs)
-            decoder = self.causal_lm.get_decoder()
-            hidden = decoder(**batch.model_inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            head = self.causal_lm.get_output_embeddings()
-            tokens = score_tokens(hidden[batch.predictors], batch.targets, head, needs)
-            if Needs.PROMPT_LOGPS not in needs:
-                return PolicyOutput(tokens)
-            prompt = score_tokens(hidden[batch.prompt_predictors], batch.prompt_targets, head, Needs.NOTHING)
-            return PolicyOutput(tokens, prompt)
+                logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits.flatten(0, 1)
+                output = self._output(batch, needs, lambda at, targets: score_logits(logits[at], targets, needs))
+                return output if objective is None else objective(batch.whole(), output)
+            hidden = self.causal_lm.get_decoder()(**batch.model_inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            head = Head.of(self.causal_lm)
+            if objective is not None and self._fuses(head, needs):
+                return _fused(hidden, batch, head, needs, objective)
+            output = self._output(batch, needs, lambda at, targets: score_tokens(hidden[at], targets, head, needs), hidden)
+            return output if objective is None else objective(batch.whole(), output)
 
-    def _score_with_own_logits(self, batch: TreeBatch, needs: Needs) -> PolicyOutput:
-        logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits.flatten(0, 1)
-        tokens = score_logits(logits[batch.predictors], batch.targets, needs)
-        if Needs.PROMPT_LOGPS not in needs:
-            return PolicyOutput(tokens)
-        return PolicyOutput(tokens, score_logits(logits[batch.prompt_predictors], batch.prompt_targets, Needs.NOTHING))
+    def _output(
+        self, batch: TreeBatch, needs: Needs, score: Callable[[Tensor, Tensor], TokenScores], hidden: Tensor | None = None
+    ) -> PolicyOutput:
+        values = scores = None
+        if hidden is not None and Needs.VALUES in needs and self.value_head is not None:
+            values = self.value_head(hidden[batch.predictors]).squeeze(-1).float()
+        if hidden is not None and Needs.SCORES in needs and self.score_head is not None:
+            scores = self.score_head(hidden[batch.ends]).squeeze(-1).float()
+        in_prompt = score(batch.prompt_predictors, batch.prompt_targets) if Needs.PROMPT_LOGPS in needs else None
+        return PolicyOutput(score(batch.predictors, batch.targets), in_prompt, values=values, scores=scores)
+
+    def _fuses(self, head: Head, needs: Needs) -> bool:
+        # in fp16 gradients must be scaled before they are rounded, which happens in the backward only
+        half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.float16
+        read_by_heads = needs & (Needs.VALUES | Needs.SCORES)
+        return head.is_linear and not half and not read_by_heads and torch.is_grad_enabled()
 
     def _adapter_off(self) -> AbstractContextManager[Any]:
         assert isinstance(self.model, PeftModel), "only a model with an adapter can turn it off"
         return self.model.disable_adapter()
+
+
+def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective: Objective) -> Tensor:
+    """Return the objective's value, by way of `fused_loss`."""
+    has_prompt = Needs.PROMPT_LOGPS in needs
+    predictors, targets = batch.predictors, batch.targets
+    if has_prompt:
+        predictors, targets = torch.cat((predictors, batch.prompt_predictors)), torch.cat((targets, batch.prompt_targets))
+
+    def fused_part(part: BatchPart) -> Part:
+        size, in_prompt = len(part.batch.targets), len(part.batch.prompt_targets) if has_prompt else 0
+
+        def loss(scores: TokenScores) -> Tensor:
+            return objective(part, PolicyOutput(scores[:size], scores[size:] if has_prompt else None))
+
+        if not in_prompt:
+            return Part(part.tokens, size, loss)
+        after = len(batch.targets)
+        prompt = torch.arange(after + part.prompt_tokens.start, after + part.prompt_tokens.stop, device=targets.device)
+        tokens = torch.arange(part.tokens.start, part.tokens.stop, device=targets.device)
+        return Part(torch.cat((tokens, prompt)), size + in_prompt, loss)
+
+    parts = batch.parts(most_kept(head)) if objective.divisible else [batch.whole()]
+    return fused_loss(hidden[predictors], targets, head, needs, [fused_part(part) for part in parts])
 
 
 def loss_inputs(
@@ -88,17 +168,14 @@ def loss_inputs(
     def per_branch(values: list[Any], dtype: torch.dtype) -> Tensor | None:
         return None if any(value is None for value in values) else torch.tensor(values, dtype=dtype, device=device)
 
-    prompt = output.prompt_tokens
+    fields: dict[str, Any] = output.differentiable()
     return LossInputs(
         layout=layout,
-        token_logps=output.tokens.logps,
         sequence_ids=batch.sequence_ids,
         tree_ids=batch.tree_ids,
         lengths=batch.lengths,
-        token_entropy=output.tokens.entropy,
-        token_squared_probs=output.tokens.squared_probs,
-        prompt_token_logps=prompt.logps if prompt else None,
-        prompt_tree_ids=batch.prompt_tree_ids if prompt else None,
+        prompt_tree_ids=batch.prompt_tree_ids if output.prompt_tokens else None,
+        **fields,
         reference_token_logps=reference_token_logps,
         labels=per_branch([branch.label for branch in branches], torch.bool),
         ranks=per_branch([branch.rank for branch in branches], torch.int64),

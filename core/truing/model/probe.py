@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from truing.data.batch import Forward, collate
@@ -20,7 +21,8 @@ from truing.model.policy import Policy
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 """What rounding explains: of a token's log-probability in nats, and of a gradient relative to the largest gradient."""
-PROBED_TREES = 2
+PROBED_NUMBERS = 2**26
+"""Of so many of the weights' numbers at most the gradients are compared, those of the smallest weights, which every layer has."""
 
 
 @attrs.frozen
@@ -35,7 +37,7 @@ class ForwardChoice:
 def choose_forward(
     policy: Policy, trees: Sequence[PromptTree], wanted: Literal["auto", "shared_prefix", "padded"]
 ) -> ForwardChoice:
-    """Set `policy` to the fastest forward that is exact on the first rows of the run's data, and say which and why.
+    """Set `policy` to the fastest forward that is exact on `trees`, rows of the run's data, and say which and why.
 
     Log-probabilities and gradients of the shared-prefix forward are compared with those of the plain padded one. Raises ModelError
     when shared_prefix is demanded and not exact.
@@ -66,12 +68,11 @@ def _head_is_plain(policy: Policy, tree: PromptTree) -> bool:
 
 
 def _compare(policy: Policy, model: PreTrainedModel, trees: Sequence[PromptTree]) -> str | None:
-    sample = _longest_two(trees)
     before = model.config._attn_implementation
-    padded_logps, padded_gradients = _logps_and_gradients(policy, sample, "padded")
+    padded_logps, padded_gradients = _logps_and_gradients(policy, trees, "padded")
     use_tree_attention(model)
     try:
-        logps, gradients = _logps_and_gradients(policy, sample, "shared_prefix")
+        logps, gradients = _logps_and_gradients(policy, trees, "shared_prefix")
     except (RuntimeError, TypeError, ValueError) as error:  # what a foreign model does with a layout it cannot take is its own
         model.set_attn_implementation(before)
         return f"its code failed on a row of prompt trees ({type(error).__name__}: {str(error)[:120]})"
@@ -90,13 +91,8 @@ def _compare(policy: Policy, model: PreTrainedModel, trees: Sequence[PromptTree]
     )
 
 
-def _longest_two(trees: Sequence[PromptTree]) -> list[PromptTree]:
-    """Those with the longest prompts: where a wrong prompt shows most."""
-    return sorted(trees, key=lambda tree: -len(tree.prompt_ids))[:PROBED_TREES]
-
-
 def _logps_and_gradients(policy: Policy, trees: Sequence[PromptTree], forward: Forward) -> tuple[Tensor, list[Tensor]]:
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    trained = _small_weights(policy)
     batch = collate(trees, forward).to(policy.causal_lm.device)
     logps = policy(batch).tokens.logps
     # alternating signs: a plain sum would let the errors of a tree's branches cancel each other
@@ -107,3 +103,10 @@ def _logps_and_gradients(policy: Policy, trees: Sequence[PromptTree], forward: F
 
 def _dtype(policy: Policy) -> torch.dtype:
     return policy.causal_lm.dtype
+
+
+def _small_weights(policy: Policy) -> list[nn.Parameter]:
+    """Return weights that train, the smallest first, so that a large model's gradients need not all exist twice."""
+    trained = sorted((weight for weight in policy.parameters() if weight.requires_grad), key=lambda weight: weight.numel())
+    sizes = itertools.accumulate(weight.numel() for weight in trained)
+    return [weight for weight, size in zip(trained, sizes, strict=True) if size <= PROBED_NUMBERS or weight is trained[0]]

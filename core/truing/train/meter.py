@@ -21,6 +21,7 @@ class Meter:
     tokens: int = 0
     inputs: int = 0
     slots: int = 0
+    unshared: int = 0
     learning_rate: float = 0.0
 
     def add(self, result: StepResult, seconds: float) -> None:
@@ -33,6 +34,7 @@ class Meter:
         self.tokens += result.tokens
         self.inputs += result.inputs
         self.slots += result.slots
+        self.unshared += result.unshared
         self.learning_rate = result.learning_rate
 
     def means(self, run: Run) -> dict[str, float]:
@@ -41,4 +43,5 @@ class Meter:
         values["learning_rate"] = self.learning_rate
         values["tokens_per_second"] = self.tokens * run.accelerator.num_processes / self.seconds
         values["padding_fraction"] = 1 - self.inputs / self.slots
+        values["shared_prefix_savings"] = 1 - self.inputs / self.unshared
         return values

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from truing.config.classes import TrainConfig, TrainerConfig
+from truing.data.batch import TreeBatch, collate
 from truing.data.tree import PromptTree, Trees
 from truing.loss import Loss, Needs
 from truing.model.policy import Policy
@@ -60,6 +61,15 @@ class Run:
     def needs(self) -> Needs:
         """What the loss reads."""
         return self.loss.needs
+
+    @property
+    def sees_whole_step(self) -> bool:
+        """Whether the loss must be called once for a whole optimiser step."""
+        return getattr(self.loss, "scope", "example") == "step"
+
+    def lay_out(self, trees: Sequence[PromptTree]) -> TreeBatch:
+        """Return a micro-batch on the device, in the policy's layout."""
+        return collate(trees, self.policy.layout, with_ends=Needs.SCORES in self.needs).to(self.accelerator.device)
 
     def samples(self, step: int) -> Sequence[PromptTree]:
         """Return the trees of a step (counted from 0) of all ranks together."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import torch
@@ -33,12 +33,6 @@ from truing.train.preconditions import check_run
 from truing.train.run import Run, token_budget
 from truing.train.run_dir import RunDir
 from truing.train.state import TrainState
-
-if TYPE_CHECKING:
-    pass
-
-PROBED_ROWS = 32
-"""Of how many first rows the probe takes those with the longest prompts."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -70,7 +64,7 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
         if part is not None:
             part.to(accelerator.device)
     _check_vocabulary(data, policy)
-    choice = choose_forward(policy, _first(data.trees, PROBED_ROWS), config.trainer.forward)
+    choice = choose_forward(policy, _probed(data.trees), config.trainer.forward)
     reporter.say(f"forward: {choice.reason}")
     _warn_of_half_precision(policy, reporter)
     if start is not None:
@@ -190,8 +184,10 @@ def _precomputed(
         return Precomputed.of(reference, trees, policy, token_budget(config.trainer))
 
 
-def _first(trees: Trees, count: int) -> list[PromptTree]:
-    return [trees[index] for index in range(min(len(trees), count))]
+def _probed(trees: Trees) -> list[PromptTree]:
+    """Return the longest tree, in which windows and limits of length show, and one of middling length."""
+    by_length = sorted(range(len(trees)), key=lambda index: (-trees.length(index), index))
+    return [trees[index] for index in sorted({by_length[0], by_length[len(by_length) // 2]})]
 
 
 def _check_vocabulary(data: Data, policy: Policy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -11,14 +12,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from truing.data.batch import TreeBatch, collate
+from truing.data.batch import TreeBatch
 from truing.data.packing import pack
 from truing.data.tree import PromptTree, Trees, in_chunks
 from truing.errors import PluginError, TruingError
-from truing.loss import LossOutput, Needs
-from truing.model.policy import loss_inputs
-from truing.model.reference import Reference
-from truing.reduce import StepCounts, add_shares, reduce_output
+from truing.reduce import StepCounts, add_shares
+from truing.train.objective import loss_shares, make_objectives
 from truing.train.order import share_of_rank
 from truing.train.run import Run, token_budget
 
@@ -36,8 +35,17 @@ class StepResult:
     """Positions computed, padding left out."""
     slots: int = 0
     """Positions computed."""
+    unshared: int = 0
+    """What inputs would be with a prompt computed for each of its branches."""
     loss_state: dict[str, Any] | None = None
     """The loss's new state, if it returned one."""
+
+    def add(self, trees: Sequence[PromptTree], batch: TreeBatch) -> None:
+        """Count what a micro-batch computed."""
+        self.tokens += sum(tree.num_tokens for tree in trees)
+        self.inputs += batch.num_inputs
+        self.unshared += batch.num_unshared
+        self.slots += batch.slots
 
 
 def train_step(run: Run) -> StepResult:
@@ -56,37 +64,25 @@ def accumulate_gradients(run: Run) -> StepResult:
     """Leave the whole step's gradient in the policy's parameters; it does not depend on how the step is cut or shared out."""
     accelerator, state = run.accelerator, run.state
     micro_batches, weight = _micro_batches(run, run.samples(state.step))
-    _check_scope(run, micro_batches)
     counts = _count(run, micro_batches if weight else ())
     assert state.scheduler is not None
     result = StepResult(learning_rate=float(state.scheduler.get_last_lr()[0]))
-    for index, trees in enumerate(micro_batches):
+    objectives = make_objectives(run, micro_batches, counts, weight)
+    for index, (trees, objective) in enumerate(zip(micro_batches, objectives, strict=True)):
         last = index == len(micro_batches) - 1
+        batch = run.lay_out(trees)
         # gradients of ranks meet once, in the last backward, so ranks may differ in their number of micro-batches
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
-            batch = collate(trees, run.policy.layout).to(accelerator.device)
-            output = _call_loss(run, batch, run.reference)
-            loss, shares = reduce_output(output, counts)
+            with accelerator.autocast():
+                objective.prepare(batch)
+                loss = run.wrapped(batch, run.needs, objective=objective)
             # accelerate averages gradients over ranks, and the counts are those of all ranks
             accelerator.backward(loss * weight * accelerator.num_processes)
-        add_shares(result.metrics, {name: share * weight for name, share in shares.items()})
-        result.tokens += sum(tree.num_tokens for tree in trees)
-        result.inputs += batch.num_inputs
-        result.slots += batch.slots
-        result.loss_state = _state_of(run, output)
+        add_shares(result.metrics, {name: share * weight for name, share in objective.shares.items()})
+        result.add(trees, batch)
+        result.loss_state = objective.state
         run.reporter.alive(state.step)
     return result
-
-
-def _state_of(run: Run, output: LossOutput) -> dict[str, Any] | None:
-    if output.state is None:
-        return None
-    if getattr(run.loss, "scope", "example") != "step":
-        raise PluginError(
-            f"method {run.loss.name!r} returned a state from a call that may be one of several in a step; "
-            'give it scope = "step", so that it is called once a step'
-        )
-    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.state.items()}
 
 
 def _update(run: Run) -> tuple[Tensor, bool]:
@@ -127,13 +123,13 @@ def evaluate(run: Run) -> dict[str, float]:
     """Return the loss and metrics over the whole evaluation data, each name with the prefix eval_."""
     assert run.eval_trees is not None
     total: dict[str, Tensor] = {}
-    counts = _count(run, (micro_batch for micro_batch, weight in _evaluation(run, run.eval_trees) if weight))
+    mine = (micro_batches for micro_batches, weight in _evaluation(run, run.eval_trees) if weight)
+    counts = _count(run, itertools.chain.from_iterable(mine))
     run.wrapped.eval()
-    for micro_batch, weight in _evaluation(run, run.eval_trees):
-        batch = collate(micro_batch, run.policy.layout).to(run.accelerator.device)
-        _, shares = reduce_output(_call_loss(run, batch, run.eval_reference), counts)
-        add_shares(total, {name: share * weight for name, share in shares.items()})
-        run.reporter.alive(run.state.step)
+    for micro_batches, weight in _evaluation(run, run.eval_trees):
+        for shares in loss_shares(run, micro_batches, counts, weight, run.eval_reference):
+            add_shares(total, {name: share * weight for name, share in shares.items()})
+            run.reporter.alive(run.state.step)
     run.wrapped.train()
     return {f"eval_{name}": value for name, value in gather_metrics(run, total).items()}
 
@@ -151,11 +147,13 @@ def gather_metrics(run: Run, shares: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(names, run.accelerator.reduce(column, reduction="sum").tolist(), strict=True))
 
 
-def _evaluation(run: Run, trees: Trees) -> Iterator[tuple[list[PromptTree], float]]:
-    """Yield this rank's micro-batches of the evaluation data and their weight; few trees exist at a time."""
-    for some in in_chunks(trees):
-        micro_batches, weight = _micro_batches(run, some)
-        yield from ((micro_batch, weight) for micro_batch in micro_batches)
+def _evaluation(run: Run, trees: Trees) -> Iterator[tuple[list[list[PromptTree]], float]]:
+    """Yield this rank's micro-batches of some of the evaluation data, and their weight; few trees exist at a time.
+
+    A loss that must see a whole step gets as many trees as a step of training has.
+    """
+    for some in in_chunks(trees, run.order.per_step if run.sees_whole_step else None):
+        yield _micro_batches(run, some)
 
 
 def _micro_batches(run: Run, trees: Sequence[PromptTree]) -> tuple[list[list[PromptTree]], float]:
@@ -168,21 +166,3 @@ def _count(run: Run, micro_batches: Iterable[Sequence[PromptTree]]) -> StepCount
     """Count over all ranks, before the first backward."""
     counts = StepCounts.of(micro_batches, run.loss.layout).to_tensor(run.accelerator.device)
     return StepCounts.from_tensor(run.accelerator.reduce(counts, reduction="sum"))
-
-
-def _check_scope(run: Run, micro_batches: Sequence[Sequence[PromptTree]]) -> None:
-    processes = run.accelerator.num_processes
-    if getattr(run.loss, "scope", "example") == "step" and (processes > 1 or len(micro_batches) > 1):
-        tokens = sum(tree.num_tokens for trees in micro_batches for tree in trees)
-        raise TruingError(
-            f"{run.loss.name} must see a whole optimiser step at once, and this one is split in {len(micro_batches)} micro-batches "
-            f"on {processes} processes; run one process with trainer.max_tokens_per_batch >= {tokens}"
-        )
-
-
-def _call_loss(run: Run, batch: TreeBatch, reference: Reference | None) -> LossOutput:
-    with run.accelerator.autocast():
-        logps = reference.token_logps(batch) if reference is not None and Needs.REFERENCE_LOGPS in run.needs else None
-        output = run.wrapped(batch, run.needs)
-    inputs = loss_inputs(batch, output, run.loss.layout, reference_token_logps=logps, state=run.state.loss_state)
-    return run.loss(inputs)

@@ -1,0 +1,186 @@
+"""What becomes of a micro-batch's forward: the loss of its trees, or gradients that are known already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from truing.data.batch import BatchPart, TreeBatch
+from truing.data.tree import PromptTree
+from truing.errors import PluginError
+from truing.loss import LossInputs, LossOutput, Needs
+from truing.model.policy import PolicyOutput, loss_inputs
+from truing.model.reference import Reference
+from truing.reduce import StepCounts, add_shares, reduce_output
+from truing.train.gather import differentiable, gather_inputs
+from truing.train.run import Run
+from truing.train.state import random_state, restore_random_state
+
+
+@attrs.define(eq=False, kw_only=True)
+class LossObjective:
+    """Calls the loss on some trees; sums up what that adds to the step's metrics."""
+
+    run: Run
+    counts: StepCounts
+    reference: Reference | None
+    shares: dict[str, Tensor] = attrs.field(factory=dict)
+    state: dict[str, Any] | None = None
+    """The loss's new state, if it returned one."""
+    _reference_logps: Tensor | None = None
+
+    @property
+    def divisible(self) -> bool:
+        """Unless the loss must see the whole step."""
+        return not self.run.sees_whole_step
+
+    def prepare(self, batch: TreeBatch) -> None:
+        """Do what comes before the policy's forward."""
+        wanted = self.reference is not None and Needs.REFERENCE_LOGPS in self.run.needs
+        self._reference_logps = self.reference.token_logps(batch) if self.reference is not None and wanted else None
+
+    def inputs(self, part: BatchPart, output: PolicyOutput) -> LossInputs:
+        """Return what the loss reads of a part."""
+        logps = None if self._reference_logps is None else self._reference_logps[part.tokens]
+        state = self.run.state.loss_state
+        return loss_inputs(part.batch, output, self.run.loss.layout, reference_token_logps=logps, state=state)
+
+    def __call__(self, part: BatchPart, output: PolicyOutput) -> Tensor:
+        """Return the part's share of the step's loss."""
+        result = self.run.loss(self.inputs(part, output))
+        loss, shares = reduce_output(result, self.counts, len(part.batch.trees))
+        add_shares(self.shares, shares)
+        self.state = _state_of(self.run, result)
+        return loss
+
+
+@attrs.define(eq=False, kw_only=True)
+class KnownGradients:
+    """Carries gradients of the step's loss, by field of LossInputs, back into the forward that they are with respect to."""
+
+    gradients: dict[str, Tensor]
+    random: Any
+    """The random generators' state at the forward that was differentiated, which this one repeats."""
+    shares: dict[str, Tensor]
+    state: dict[str, Any] | None = None
+    divisible: bool = True
+
+    def prepare(self, batch: TreeBatch) -> None:
+        """Draw the same dropout again."""
+        restore_random_state(*self.random)
+
+    def __call__(self, part: BatchPart, output: PolicyOutput) -> Tensor:
+        """Return the inner product, whose gradient is the one given."""
+        cut = {"prompt_token_logps": part.prompt_tokens, "scores": part.branches}
+        found = output.differentiable()
+        products = [
+            (gradient[cut.get(name, part.tokens)].to(found[name].dtype) * found[name]).sum()
+            for name, gradient in self.gradients.items()
+        ]
+        return torch.stack(products).sum()
+
+
+Objective = LossObjective | KnownGradients
+
+
+def make_objectives(
+    run: Run, micro_batches: Sequence[Sequence[PromptTree]], counts: StepCounts, weight: float
+) -> Sequence[Objective]:
+    """Return one objective for each micro-batch of a step; all ranks must call this together.
+
+    A loss that must see the whole step is called here, once, on log-probabilities taken without gradient, unless the step is one
+    micro-batch anyway.
+    """
+    single = run.accelerator.num_processes == 1 and len(micro_batches) == 1
+    if single or not run.sees_whole_step:
+        return [LossObjective(run=run, counts=counts, reference=run.reference) for _ in micro_batches]
+    return _differentiate_whole_step(run, micro_batches, counts, weight)
+
+
+def loss_shares(
+    run: Run, micro_batches: Sequence[Sequence[PromptTree]], counts: StepCounts, weight: float, reference: Reference | None
+) -> list[dict[str, Tensor]]:
+    """Return what a step's worth of trees adds to the metrics, micro-batch by micro-batch; no gradient is taken."""
+    if not run.sees_whole_step:
+        found = []
+        for trees in micro_batches:
+            objective = LossObjective(run=run, counts=counts, reference=reference)
+            output, batch = _forward(run, objective, trees)
+            objective(batch.whole(), output)
+            found.append(objective.shares)
+        return found
+    own = _own_inputs(run, micro_batches, counts, reference)
+    inputs, _ = gather_inputs(run.accelerator, [one for one, _ in own] if weight else [])
+    return [_on_first_rank(run, reduce_output(_call(run, inputs), counts)[1])]
+
+
+def _differentiate_whole_step(
+    run: Run, micro_batches: Sequence[Sequence[PromptTree]], counts: StepCounts, weight: float
+) -> list[KnownGradients]:
+    with torch.no_grad():
+        own = _own_inputs(run, micro_batches, counts, run.reference)
+    inputs, starts = gather_inputs(run.accelerator, [one for one, _ in own] if weight else [])
+    leaves = {name: tensor.requires_grad_() for name, tensor in differentiable(inputs).items()}
+    output = _call(run, inputs)
+    loss, shares = reduce_output(output, counts)
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    gradients = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
+    objectives = []
+    for one, random in own:
+        sizes = {name: len(tensor) for name, tensor in differentiable(one).items() if name in gradients}
+        mine = {
+            name: gradients[name][starts[name] : starts[name] + size] if weight else gradients[name].new_zeros(size)
+            for name, size in sizes.items()
+        }
+        starts = {name: start + sizes.get(name, 0) for name, start in starts.items()}
+        objectives.append(KnownGradients(gradients=mine, random=random, shares=_on_first_rank(run, shares, nothing=True)))
+    objectives[0].shares = _on_first_rank(run, shares)
+    objectives[-1].state = _state_of(run, output)
+    return objectives
+
+
+def _own_inputs(
+    run: Run, micro_batches: Sequence[Sequence[PromptTree]], counts: StepCounts, reference: Reference | None
+) -> list[tuple[LossInputs, Any]]:
+    """Return what the loss reads of each of this rank's micro-batches, and the random generators' state before its forward."""
+    found = []
+    for trees in micro_batches:
+        objective = LossObjective(run=run, counts=counts, reference=reference)
+        random = random_state()
+        output, batch = _forward(run, objective, trees)
+        found.append((objective.inputs(batch.whole(), output), random))
+        run.reporter.alive(run.state.step)
+    return found
+
+
+def _forward(run: Run, objective: LossObjective, trees: Sequence[PromptTree]) -> tuple[PolicyOutput, TreeBatch]:
+    batch = run.lay_out(trees)
+    with run.accelerator.autocast():
+        objective.prepare(batch)
+        output: PolicyOutput = run.wrapped(batch, run.needs)
+    return output, batch
+
+
+def _call(run: Run, inputs: LossInputs) -> LossOutput:
+    return run.loss(attrs.evolve(inputs, state=run.state.loss_state))
+
+
+def _on_first_rank(run: Run, shares: dict[str, Tensor], *, nothing: bool = False) -> dict[str, Tensor]:
+    """Return shares as they are on the first rank and zeros on the others, which have computed the same: ranks are summed."""
+    factor = float(run.accelerator.is_main_process and not nothing)
+    return {name: share * factor for name, share in shares.items()}
+
+
+def _state_of(run: Run, output: LossOutput) -> dict[str, Any] | None:
+    if output.state is None:
+        return None
+    if not run.sees_whole_step:
+        raise PluginError(
+            f"method {run.loss.name!r} returned a state from a call that may be one of several in a step; "
+            'give it scope = "step", so that it is called once a step'
+        )
+    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.state.items()}
