@@ -21,7 +21,7 @@ from truing.testing import tiny_model
 EXACT = {"rtol": 0.0, "atol": 1e-11}
 
 
-@pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("forward", ["shared_prefix", "cached", "padded"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "qwen3"])
 def test_log_probs_and_gradients_equal_plain_ones(architecture, forward):
     model = tiny_model(architecture=architecture, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_prompt_logps_entropy_and_squared_probs():
     tree = attrs.evolve(tree, prompt_mask=(True,) * len(tree.prompt_ids))
     needs = Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
     log_probs = model(input_ids=torch.tensor([tree.prompt_ids])).logits[0].log_softmax(-1)
-    for forward in ("shared_prefix", "padded"):
+    for forward in ("shared_prefix", "cached", "padded"):
         output = Policy(model, forward)(collate([tree], forward), needs)
         expected = torch.stack([log_probs[i - 1, tree.prompt_ids[i]] for i in range(1, len(tree.prompt_ids))])
         torch.testing.assert_close(output.prompt_tokens.logps, expected, **EXACT)
@@ -93,7 +93,7 @@ def test_prompt_logps_entropy_and_squared_probs():
     [
         ("llama", "shared_prefix", False, "every prompt computed once"),
         ("gpt2", "shared_prefix", False, "every prompt computed once"),
-        ("bloom", "padded", False, "do not take an attention function"),
+        ("bloom", "cached", False, "do not take an attention function"),
         ("mistral", "shared_prefix", False, "every prompt computed once"),
         ("gemma2", "shared_prefix", False, "every prompt computed once"),
         ("falcon_h1", "padded", True, "do not take|layers of type"),
@@ -119,9 +119,9 @@ def test_probe_notices_a_model_that_is_wrong(monkeypatch):
     trees = random_trees(4, longest=40)
     policy = Policy(model, "padded")
     choice = choose_forward(policy, trees, "auto")
-    assert choice.forward == "padded"
+    assert choice.forward == "cached"
     assert "differ from plain ones" in choice.reason
-    torch.testing.assert_close(policy(collate(trees, "padded")).tokens.logps, plain_logps(model, trees), rtol=0, atol=2e-5)
+    torch.testing.assert_close(policy(collate(trees, "cached")).tokens.logps, plain_logps(model, trees), rtol=0, atol=2e-5)
     with pytest.raises(ModelError, match="shared_prefix, but its log-probabilities"):
         choose_forward(policy, trees, "shared_prefix")
 

@@ -14,7 +14,7 @@ from truing.data.packing import pack
     count=st.integers(1, 30),
     seed=st.integers(0, 99),
     budget=st.integers(1, 200),
-    forward=st.sampled_from(["shared_prefix", "padded"]),
+    forward=st.sampled_from(["shared_prefix", "cached", "padded"]),
 )
 def test_every_tree_once_and_within_budget(count, seed, budget, forward):
     trees = random_trees(count, seed=seed)

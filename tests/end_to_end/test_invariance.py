@@ -1,67 +1,99 @@
-"""Promise 1: loss and gradients do not depend on how an optimiser step is cut."""
+"""Promise 1: loss and gradients do not depend on how an optimiser step is cut or shared out."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.end_to_end.helpers import preferences, save_tiny_model, write_rows
-from truing.config import build_config
-from truing.registry import Registry
-from truing.train.given import Given
-from truing.train.setup import set_up
-from truing.train.step import accumulate_gradients, evaluate
+from tests.end_to_end.steps import make_run, on_ranks, prepare_folder, step
+from truing.train import objective
+from truing.train.step import evaluate
 
 SPLITS = {"1x16": 10**6, "uneven": 120, "16x1": 1}
+SUM = {"name": "dpo", "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+STEP = "sorted-margins"
+"""A loss that must see the whole step."""
 
 
-def gradients(tmp_path, forward, split, method):
-    values = {
-        "method": method,
-        "model": {"name": str(tmp_path / "model"), "dtype": "float64"},
-        "data": {"path": str(tmp_path / "rows.jsonl"), "format": "preference"},
-        "trainer": {"batch_size": 16, "max_tokens_per_batch": SPLITS[split], "forward": forward},
-        "output": {"dir": str(tmp_path / f"{forward}-{split}")},
-    }
-    run = set_up(build_config(values, registry=Registry.load()), Given(), resume=False)
-    with torch.no_grad():  # away from the reference, where the loss's curvature shows
-        for weight in run.policy.parameters():
-            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype))
-    result = accumulate_gradients(run)
-    found = {name: weight.grad.clone() for name, weight in run.policy.named_parameters() if weight.grad is not None}
-    return {name: float(value) for name, value in result.metrics.items()}, found
+def require_same(one, other, tolerance):
+    (metrics, gradients), (expected, expected_gradients) = one, other
+    assert metrics == pytest.approx(expected, rel=0, abs=tolerance)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
-@pytest.mark.parametrize("method", ["dpo", {"name": "dpo", "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}])
+@pytest.mark.parametrize("method", ["dpo", SUM, STEP], ids=["dpo", "sum", "step"])
 def test_loss_metrics_and_every_gradient_are_the_same_to_1e_12(tmp_path, forward, method):
     """16 pairs of uneven lengths as one micro-batch, as some, and as one each, in float64."""
-    save_tiny_model(tmp_path / "model", architecture="gpt2")  # no step of it rounds to fp32 when all else is float64
-    write_rows(tmp_path / "rows.jsonl", preferences(16))
-    metrics, expected = gradients(tmp_path, forward, "1x16", method)
-    assert metrics["loss"] > 0
+    prepare_folder(tmp_path)
+    expected = step(make_run(tmp_path, "1x16", method=method, forward=forward, max_tokens_per_batch=SPLITS["1x16"]))
+    assert expected[0]["loss"] != 0
     for split in ("uneven", "16x1"):
-        split_metrics, found = gradients(tmp_path, forward, split, method)
-        assert split_metrics == pytest.approx(metrics, rel=0, abs=1e-12)
-        assert found.keys() == expected.keys()
-        for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12, msg=f"{split} {name}")
+        run = make_run(tmp_path, split, method=method, forward=forward, max_tokens_per_batch=SPLITS[split])
+        require_same(step(run), expected, 1e-12)
+
+
+@pytest.mark.parametrize("method", ["dpo", STEP])
+def test_head_and_loss_by_parts_are_those_of_the_whole(tmp_path, monkeypatch, method):
+    """Logits kept for all tokens at once, for a few trees at a time, and for none."""
+    prepare_folder(tmp_path)
+    expected = step(make_run(tmp_path, "whole", method=method))
+    vocabulary = 260
+    for name, tokens in (("parts", 20), ("none", 0)):
+        monkeypatch.setattr("truing.model.head.KEPT_BYTES", 4 * vocabulary * tokens)
+        require_same(step(make_run(tmp_path, name, method=method)), expected, 1e-12)
+
+
+@pytest.mark.parametrize("method", ["dpo", STEP])
+def test_two_ranks_give_what_one_does(tmp_path, method):
+    """15 pairs, so that ranks have unequal shares, in float32: 1e-6; and one pair, of which the second rank has none."""
+    for rows in (15, 1):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        prepare_folder(folder, rows=rows)
+        expected = step(make_run(folder, "one", method=method, dtype="float32", batch_size=16))
+        shared = on_ranks(folder, 2, method=method, dtype="float32", batch_size=8, max_tokens_per_batch=100)
+        require_same(shared, expected, 1e-6)
+
+
+def test_a_loss_of_the_whole_step_is_called_once_a_step(tmp_path):
+    prepare_folder(tmp_path)
+    run = make_run(tmp_path, "run", method=STEP, max_tokens_per_batch=60)
+    metrics, _ = step(run)
+    assert metrics["calls"] == 1
+
+
+def test_dropout_is_drawn_once_for_both_passes_of_a_step(tmp_path, monkeypatch):
+    """The second pass repeats the first one's dropout, so that two passes over one micro-batch give what a single one does."""
+    prepare_folder(tmp_path)
+    found = []
+    for name in ("one", "two"):
+        run = make_run(tmp_path, name, method=STEP, disable_dropout=False)
+        assert run.policy.causal_lm.config.resid_pdrop > 0
+        run.wrapped.train()
+        torch.manual_seed(0)
+        found.append(step(run))
+        monkeypatch.setattr("truing.train.step.make_objectives", objective._differentiate_whole_step)
+    require_same(found[1], found[0], 1e-12)
 
 
 def test_an_evaluation_in_chunks_is_the_same(tmp_path, monkeypatch):
     """Chunks of 3 trees, against all 16 at once."""
-    save_tiny_model(tmp_path / "model")
-    write_rows(tmp_path / "rows.jsonl", preferences(16))
-    source = {"path": str(tmp_path / "rows.jsonl"), "format": "preference"}
+    prepare_folder(tmp_path, architecture="llama")
     metrics = []
     for chunk in (1024, 3):
         monkeypatch.setattr("truing.data.tree.CHUNK", chunk)
-        values = {
-            "method": {"name": "dpo", "loss_type": ["sigmoid", "sft"]},
-            "model": {"name": str(tmp_path / "model"), "dtype": "float64", "precompute_reference": True},
-            "data": source,
-            "eval_data": source,
-            "output": {"dir": str(tmp_path / f"run-{chunk}")},
-        }
-        metrics.append(evaluate(set_up(build_config(values, registry=Registry.load()), Given(), resume=False)))
+        metrics.append(evaluate(make_run(tmp_path, f"run-{chunk}", method=SUM, eval_rows=True)))
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-9)
+
+
+def test_a_loss_of_the_whole_step_evaluates_a_step_at_a_time(tmp_path):
+    """16 pairs in steps of 16 on rows of at most 60 tokens, against one forward."""
+    prepare_folder(tmp_path)
+    metrics = [
+        evaluate(make_run(tmp_path, str(budget), method=STEP, eval_rows=True, max_tokens_per_batch=budget))
+        for budget in (10**6, 60)
+    ]
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-12)

@@ -101,7 +101,9 @@ class TrainerConfig:
     excess_length: Literal["drop", "truncate", "error"] = setting(
         "drop", help="What happens to a row over max_length: left out and counted, its completions cut, or an error."
     )
-    max_tokens_per_batch: int | None = setting(None, gt=0, help="Token budget of one forward; null is 8192.")
+    max_tokens_per_batch: int | None = setting(
+        None, gt=0, help="Token budget of one forward; null takes what fits into memory, measured at the start."
+    )
     forward: Literal["auto", "shared_prefix", "padded"] = setting(
         "auto", help="auto probes whether the model is exact with shared prefixes, and pads if not."
     )

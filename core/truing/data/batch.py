@@ -1,56 +1,16 @@
-"""Prompt trees laid out for one forward: as one row with shared prompts, or padded with a row per branch."""
+"""A micro-batch: prompt trees laid out for one forward, and what is predicted from where."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from truing.data.layouts import Forward, place, predictions
 from truing.data.tree import PromptTree
-
-Forward = Literal["shared_prefix", "padded"]
-LAYOUT_ARGUMENT = "truing_layout"
-"""The keyword under which a row's layout travels through the model call to the attention function."""
-
-
-@attrs.frozen
-class TreeSpan:
-    """Where a tree lies in its row: half-open ranges of positions, of the prompt and of each branch's inputs."""
-
-    prompt: tuple[int, int]
-    branches: tuple[tuple[int, int], ...]
-
-    @property
-    def stop(self) -> int:
-        """Where the tree ends."""
-        return self.branches[-1][1] if self.branches else self.prompt[1]
-
-    @property
-    def reach(self) -> int:
-        """Positions that its longest branch attends to, its prompt among them."""
-        start, stop = self.prompt
-        return stop - start + max((end - begin for begin, end in self.branches), default=0)
-
-
-@attrs.frozen
-class RowLayout:
-    """The trees of one row, in order; every position belongs to exactly one prompt or branch."""
-
-    trees: tuple[TreeSpan, ...]
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many positions each prompt and each branch has, in the order of the row."""
-        return [stop - start for tree in self.trees for start, stop in (tree.prompt, *tree.branches)]
-
-    @property
-    def reach(self) -> int:
-        """Positions that the longest branch of all attends to."""
-        return max(tree.reach for tree in self.trees)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -63,7 +23,7 @@ class TreeBatch:
 
     trees: tuple[PromptTree, ...]
     model_inputs: Mapping[str, Any]
-    """What the model is called with: input_ids and position_ids, and a layout or an attention mask."""
+    """What the model is called with, or its two passes are."""
     predictors: Tensor
     """[T] int64."""
     targets: Tensor
@@ -82,6 +42,8 @@ class TreeBatch:
     """[Q] int64."""
     ends: Tensor | None
     """[B] int64, the flat position of each branch's last token, where that is an input."""
+    slots: int
+    """Positions that the forward computes, padding included."""
     num_inputs: int
     """Positions that the forward computes, padding left out."""
     num_unshared: int
@@ -121,11 +83,6 @@ class TreeBatch:
         )
         return BatchPart(part, tokens, prompt_tokens, branches)
 
-    @property
-    def slots(self) -> int:
-        """Positions that the forward computes, padding included."""
-        return int(self.model_inputs["input_ids"].numel())
-
     def to(self, device: torch.device) -> TreeBatch:
         """Return the batch with every tensor on the device."""
         moved = {
@@ -164,108 +121,20 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
         if not all(branch.token_ids for branch in tree.branches):
             raise ValueError(f"sample {tree.sample_id} has a branch without a token; drop it, or lower what it was cut to")
     unread = None if with_ends else -1
-    rows = [tuple(branch.token_ids[:unread] for branch in tree.branches) for tree in trees]
-    inputs, position_of = _shared_prefix(trees, rows) if forward == "shared_prefix" else _padded(trees, rows)
-    real = inputs["input_ids"].numel() if forward == "shared_prefix" else int(inputs["attention_mask"].sum())
+    inputs = [[branch.token_ids[:unread] for branch in tree.branches] for tree in trees]
+    placement = place(trees, inputs, forward)
+    in_prompts, in_branches = sum(len(tree.prompt_ids) for tree in trees), sum(len(row) for rows in inputs for row in rows)
+    unshared = sum(len(tree.prompt_ids) * len(tree.branches) for tree in trees) + in_branches
     ends = [
-        position_of(t, b, len(tree.prompt_ids) + len(branch.token_ids) - 1)
-        for t, tree in enumerate(trees)
-        for b, branch in enumerate(tree.branches)
-        if with_ends
+        start + len(branch.token_ids) - 1
+        for start, branch in zip(placement.branch_starts, (branch for tree in trees for branch in tree.branches), strict=True)
     ]
     return TreeBatch(
         trees=tuple(trees),
-        model_inputs=inputs,
-        num_inputs=real,
-        num_unshared=sum(len(tree.prompt_ids) + len(row) for tree, branches in zip(trees, rows, strict=True) for row in branches),
+        model_inputs=placement.model_inputs,
+        slots=placement.slots,
+        num_inputs=unshared if forward == "padded" else in_prompts + in_branches,
+        num_unshared=unshared,
         ends=torch.tensor(ends) if with_ends else None,
-        **_predictions(trees, position_of),
+        **predictions(trees, placement),
     )
-
-
-PositionOf = Callable[[int, int, int], int]
-"""(tree, branch, index in prompt + branch) -> flat position of that token among the model's inputs."""
-
-
-Inputs = tuple[tuple[int, ...], ...]
-"""What of each branch of a tree is an input."""
-
-
-def _shared_prefix(trees: Sequence[PromptTree], rows: Sequence[Inputs]) -> tuple[dict[str, Any], PositionOf]:
-    ids: list[int] = []
-    positions: list[int] = []
-    spans: list[TreeSpan] = []
-    for tree, inputs_of_branches in zip(trees, rows, strict=True):
-        prompt_length = len(tree.prompt_ids)
-        prompt = (len(ids), len(ids) + prompt_length)
-        ids.extend(tree.prompt_ids)
-        positions.extend(range(prompt_length))
-        branches = []
-        for inputs in inputs_of_branches:
-            branches.append((len(ids), len(ids) + len(inputs)))
-            ids.extend(inputs)
-            positions.extend(range(prompt_length, prompt_length + len(inputs)))
-        spans.append(TreeSpan(prompt, tuple(branches)))
-
-    def position_of(tree: int, branch: int, index: int) -> int:
-        start, stop = spans[tree].prompt
-        return start + index if start + index < stop else spans[tree].branches[branch][0] + index - (stop - start)
-
-    model_inputs = {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        # a mask of four dimensions is handed through by transformers as it is, so that it builds none of its own; the
-        # attention function reads the layout instead
-        "attention_mask": torch.zeros(1, 1, 1, 1),
-        LAYOUT_ARGUMENT: RowLayout(tuple(spans)),
-    }
-    return model_inputs, position_of
-
-
-def _padded(trees: Sequence[PromptTree], inputs_of: Sequence[Inputs]) -> tuple[dict[str, Any], PositionOf]:
-    rows = [tree.prompt_ids + branch for tree, branches in zip(trees, inputs_of, strict=True) for branch in branches]
-    first_row = list(itertools.accumulate((len(tree.branches) for tree in trees), initial=0))
-    width = max(map(len, rows))
-    inputs = {
-        "input_ids": torch.tensor([row + (0,) * (width - len(row)) for row in rows]),
-        "position_ids": torch.arange(width).expand(len(rows), width).contiguous(),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-    }
-    return inputs, lambda tree, branch, index: (first_row[tree] + branch) * width + index
-
-
-def _predictions(trees: Sequence[PromptTree], position_of: PositionOf) -> dict[str, Tensor]:
-    tokens: list[tuple[int, int, int]] = []  # predictor, target, branch
-    prompt_tokens: list[tuple[int, int, int]] = []  # predictor, target, tree
-    tree_ids: list[int] = []
-    lengths: list[int] = []
-    for t, tree in enumerate(trees):
-        prompt_tokens += [
-            (position_of(t, 0, i - 1), tree.prompt_ids[i], t) for i, counted in enumerate(tree.prompt_mask) if counted and i > 0
-        ]
-        for b, branch in enumerate(tree.branches):
-            before = len(tree.prompt_ids) - 1
-            tokens += [
-                (position_of(t, b, before + i), branch.token_ids[i], len(tree_ids))
-                for i, counted in enumerate(branch.loss_mask)
-                if counted
-            ]
-            tree_ids.append(t)
-            lengths.append(branch.counted)
-    predictors, targets, sequence_ids = _columns(tokens)
-    prompt_predictors, prompt_targets, prompt_tree_ids = _columns(prompt_tokens)
-    return {
-        "predictors": predictors,
-        "targets": targets,
-        "sequence_ids": sequence_ids,
-        "tree_ids": torch.tensor(tree_ids),
-        "lengths": torch.tensor(lengths),
-        "prompt_predictors": prompt_predictors,
-        "prompt_targets": prompt_targets,
-        "prompt_tree_ids": prompt_tree_ids,
-    }
-
-
-def _columns(rows: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
-    return table[:, 0].contiguous(), table[:, 1].contiguous(), table[:, 2].contiguous()

@@ -11,7 +11,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from truing.data.batch import RowLayout
+from truing.data.layouts import RowLayout
 from truing.model.flash import flash_attention, flash_supports
 
 NAME = "truing_tree"  # transformers refuses names with "sdpa" or "flash" in them for models that lack those

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from truing.data.batch import RowLayout, TreeSpan
+from truing.data.layouts import RowLayout, TreeSpan
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

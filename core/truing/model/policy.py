@@ -12,8 +12,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truing.data.batch import BatchPart, Forward, TreeBatch
+from truing.data.batch import BatchPart, TreeBatch
+from truing.data.layouts import Forward
 from truing.loss import Layout, LossInputs, Needs
+from truing.model.cached import cached_hidden
 from truing.model.head import Part, fused_loss, most_kept, score_logits, score_tokens
 from truing.model.logits import Head, TokenScores
 
@@ -105,12 +107,20 @@ class Policy(nn.Module):
                 logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits.flatten(0, 1)
                 output = self._output(batch, needs, lambda at, targets: score_logits(logits[at], targets, needs))
                 return output if objective is None else objective(batch.whole(), output)
-            hidden = self.causal_lm.get_decoder()(**batch.model_inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            hidden = self._hidden(batch)
             head = Head.of(self.causal_lm)
             if objective is not None and self._fuses(head, needs):
                 return _fused(hidden, batch, head, needs, objective)
             output = self._output(batch, needs, lambda at, targets: score_tokens(hidden[at], targets, head, needs), hidden)
             return output if objective is None else objective(batch.whole(), output)
+
+    def _hidden(self, batch: TreeBatch) -> Tensor:
+        """Return [slots, H]."""
+        decoder = self.causal_lm.get_decoder()
+        if self.layout == "cached":
+            return cached_hidden(decoder, batch.model_inputs)
+        hidden: Tensor = decoder(**batch.model_inputs, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)
 
     def _output(
         self, batch: TreeBatch, needs: Needs, score: Callable[[Tensor, Tensor], TokenScores], hidden: Tensor | None = None

@@ -9,11 +9,11 @@ from typing import Literal
 import attrs
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from truing.data.batch import Forward, collate
+from truing.data.batch import collate
+from truing.data.layouts import Forward
 from truing.data.tree import PromptTree
-from truing.errors import ModelError
+from truing.errors import ModelError, first_line
 from truing.loss import Needs
 from truing.model.attention import use_tree_attention, why_not_shared_prefix
 from truing.model.head import score_logits
@@ -23,6 +23,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, tor
 """What rounding explains: of a token's log-probability in nats, and of a gradient relative to the largest gradient."""
 PROBED_NUMBERS = 2**26
 """Of so many of the weights' numbers at most the gradients are compared, those of the smallest weights, which every layer has."""
+
+
+Numbers = tuple[Tensor, list[Tensor]]
+"""Log-probabilities, and gradients of some weights."""
 
 
 @attrs.frozen
@@ -39,8 +43,8 @@ def choose_forward(
 ) -> ForwardChoice:
     """Set `policy` to the fastest forward that is exact on `trees`, rows of the run's data, and say which and why.
 
-    Log-probabilities and gradients of the shared-prefix forward are compared with those of the plain padded one. Raises ModelError
-    when shared_prefix is demanded and not exact.
+    Log-probabilities and gradients are compared with those of plain padded rows: of the shared-prefix forward, and where that is
+    not exact, of two passes over a cache. Raises ModelError when shared_prefix is demanded and not exact.
     """
     model = policy.causal_lm
     policy.eval()  # dropout would make any two passes differ
@@ -48,13 +52,18 @@ def choose_forward(
     policy.own_logits = not _head_is_plain(policy, trees[0])
     if wanted == "padded":
         return ForwardChoice("padded", policy.own_logits, "padded rows, as trainer.forward asks")
-    problem = why_not_shared_prefix(model) or _compare(policy, model, trees)
+    plain = _logps_and_gradients(policy, trees, "padded")
+    problem = why_not_shared_prefix(model) or _try_shared_prefix(policy, trees, plain)
     if problem is None:
         policy.layout = "shared_prefix"
         return ForwardChoice("shared_prefix", policy.own_logits, "every prompt computed once (probed: equal to padded rows)")
     if wanted == "shared_prefix":
         raise ModelError(f"trainer.forward is shared_prefix, but {problem}; set it to auto or padded")
-    return ForwardChoice("padded", policy.own_logits, f"padded rows, because {problem}")
+    cache_problem = _why_not_cached(policy) or _compare(policy, trees, "cached", plain)
+    if cache_problem is None:
+        policy.layout = "cached"
+        return ForwardChoice("cached", False, f"every prompt computed once, in a pass of its own, because {problem}")
+    return ForwardChoice("padded", policy.own_logits, f"padded rows, because {problem}, and in two passes {cache_problem}")
 
 
 def _head_is_plain(policy: Policy, tree: PromptTree) -> bool:
@@ -67,32 +76,47 @@ def _head_is_plain(policy: Policy, tree: PromptTree) -> bool:
     return bool((plain - own).abs().max() <= TOLERANCE[_dtype(policy)])
 
 
-def _compare(policy: Policy, model: PreTrainedModel, trees: Sequence[PromptTree]) -> str | None:
+def _why_not_cached(policy: Policy) -> str | None:
+    if getattr(policy.causal_lm, "is_gradient_checkpointing", False):
+        return "gradient checkpointing takes the cache away"  # in training only, where no probe would see it
+    return "its logits are not those of its head" if policy.own_logits else None
+
+
+def _try_shared_prefix(policy: Policy, trees: Sequence[PromptTree], plain: Numbers) -> str | None:
+    model = policy.causal_lm
     before = model.config._attn_implementation
-    padded_logps, padded_gradients = _logps_and_gradients(policy, trees, "padded")
     use_tree_attention(model)
-    try:
-        logps, gradients = _logps_and_gradients(policy, trees, "shared_prefix")
-    except (RuntimeError, TypeError, ValueError) as error:  # what a foreign model does with a layout it cannot take is its own
+    problem = _compare(policy, trees, "shared_prefix", plain)
+    if problem is not None:
         model.set_attn_implementation(before)
-        return f"its code failed on a row of prompt trees ({type(error).__name__}: {str(error)[:120]})"
+    return problem
+
+
+def _compare(policy: Policy, trees: Sequence[PromptTree], forward: Forward, plain: Numbers) -> str | None:
+    """Return in what a forward differs from plain numbers, or None."""
+    try:
+        logps, gradients = _logps_and_gradients(policy, trees, forward)
+    except Exception as error:  # what a foreign model does with inputs that it cannot take is its own
+        return f"its code fails ({first_line(error)[:160]})"
+    finally:
+        policy.layout = "padded"
     tolerance = TOLERANCE[_dtype(policy)]
-    gap = float((logps - padded_logps).abs().max())
-    largest = max(float(gradient.abs().max()) for gradient in padded_gradients)
-    gradient_gap = max(float((one - other).abs().max()) for one, other in zip(gradients, padded_gradients, strict=True)) / max(
+    gap = float((logps - plain[0]).abs().max())
+    largest = max(float(gradient.abs().max()) for gradient in plain[1])
+    gradient_gap = max(float((one - other).abs().max()) for one, other in zip(gradients, plain[1], strict=True)) / max(
         largest, torch.finfo(torch.float32).tiny
     )
     if gap <= tolerance and gradient_gap <= tolerance:
         return None
-    model.set_attn_implementation(before)
     return (
-        f"its log-probabilities with shared prefixes differ from plain ones by {gap:.1e} nats "
-        f"and its gradients by {gradient_gap:.1e} (allowed: {tolerance:g})"
+        f"its log-probabilities differ from plain ones by {gap:.1e} nats and its gradients by {gradient_gap:.1e} "
+        f"(allowed: {tolerance:g})"
     )
 
 
-def _logps_and_gradients(policy: Policy, trees: Sequence[PromptTree], forward: Forward) -> tuple[Tensor, list[Tensor]]:
+def _logps_and_gradients(policy: Policy, trees: Sequence[PromptTree], forward: Forward) -> Numbers:
     trained = _small_weights(policy)
+    policy.layout = forward
     batch = collate(trees, forward).to(policy.causal_lm.device)
     logps = policy(batch).tokens.logps
     # alternating signs: a plain sum would let the errors of a tree's branches cancel each other

@@ -33,8 +33,8 @@ def differentiable(inputs: LossInputs) -> dict[str, Tensor]:
 def join_inputs(parts: Sequence[LossInputs]) -> LossInputs:
     """Return one batch of all; indices of branches and trees count on from one part to the next."""
     offsets = {
-        "lengths": list(accumulate((len(part.lengths) for part in parts), initial=0)),
-        "tree_ids": list(accumulate((int(part.tree_ids.max()) + 1 for part in parts), initial=0)),
+        "lengths": list(accumulate((len(part.lengths) for part in parts[:-1]), initial=0)),
+        "tree_ids": list(accumulate((int(part.tree_ids.max()) + 1 for part in parts[:-1]), initial=0)),
     }
     fields: dict[str, Any] = {"layout": parts[0].layout, "state": parts[0].state}
     for name in (field.name for field in attrs.fields(LossInputs) if field.name not in ("layout", "state", "columns")):

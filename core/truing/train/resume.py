@@ -61,5 +61,6 @@ def restore(run: Run, path: Path | None) -> None:
 def _load(run: Run, path: Path) -> None:
     numbers, tensors = load_checkpoint(path)
     run.state.load(numbers, tensors)
+    run.state.tokens_per_batch = run.trainer.max_tokens_per_batch or run.state.tokens_per_batch
     rank = run.accelerator.process_index % len(numbers["random"])  # more ranks than before cannot all go on where one was
     restore_random_state(numbers["random"][rank], tensors[f"random-{rank}"])

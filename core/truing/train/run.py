@@ -20,14 +20,6 @@ from truing.train.order import DataOrder
 from truing.train.run_dir import RunDir
 from truing.train.state import TrainState
 
-DEFAULT_TOKENS = 8192
-"""Token budget of a forward where trainer.max_tokens_per_batch is null."""
-
-
-def token_budget(trainer: TrainerConfig) -> int:
-    """Return the most tokens of one forward."""
-    return trainer.max_tokens_per_batch or DEFAULT_TOKENS
-
 
 @attrs.frozen(eq=False, kw_only=True)
 class Run:

@@ -16,11 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truing.config import DataConfig, TrainConfig, dump_config
 from truing.data import DataReport, prepare, prepare_rows
+from truing.data.batch import collate
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError
 from truing.loss import Needs
 from truing.model.loading import add_adapter, context_length, disable_dropout, load_model
+from truing.model.memory import token_budget
 from truing.model.policy import Policy
 from truing.model.probe import ForwardChoice, choose_forward
 from truing.model.reference import AdapterOff, FrozenCopy, Precomputed, Reference
@@ -30,7 +32,7 @@ from truing.train.identity import run_identity
 from truing.train.optimizer import make_optimizer, make_schedule
 from truing.train.order import DataOrder
 from truing.train.preconditions import check_run
-from truing.train.run import Run, token_budget
+from truing.train.run import Run
 from truing.train.run_dir import RunDir
 from truing.train.state import TrainState
 
@@ -64,8 +66,10 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
         if part is not None:
             part.to(accelerator.device)
     _check_vocabulary(data, policy)
-    choice = choose_forward(policy, _probed(data.trees), config.trainer.forward)
-    reporter.say(f"forward: {choice.reason}")
+    probed = _probed(data.trees)
+    choice = choose_forward(policy, probed, config.trainer.forward)
+    budget = config.trainer.max_tokens_per_batch or token_budget(policy, collate(probed, policy.layout).to(accelerator.device))
+    reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     _warn_of_half_precision(policy, reporter)
     if start is not None:
         start.adopt_forward(policy)
@@ -86,8 +90,8 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
         accelerator=accelerator,
         policy=policy,
         wrapped=wrapped,
-        reference=_precomputed(config, accelerator, reference, data.trees, policy),
-        eval_reference=_precomputed(config, accelerator, reference, data.eval_trees, policy),
+        reference=_precomputed(config, accelerator, reference, data.trees, policy, budget),
+        eval_reference=_precomputed(config, accelerator, reference, data.eval_trees, policy, budget),
         trees=data.trees,
         eval_trees=data.eval_trees,
         order=order,
@@ -96,6 +100,7 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
             model=policy.model,
             tokenizer=tokenizer,
             output_dir=run_dir.path,
+            tokens_per_batch=budget,
             loss_state=_initial_state(config),
             optimizer=optimizer,
             scheduler=schedule,
@@ -176,12 +181,12 @@ def _reference(wrapped: nn.Module, start: Policy | None) -> Reference:
 
 
 def _precomputed(
-    config: TrainConfig, accelerator: Accelerator, reference: Reference | None, trees: Trees | None, policy: Policy
+    config: TrainConfig, accelerator: Accelerator, reference: Reference | None, trees: Trees | None, policy: Policy, budget: int
 ) -> Reference | None:
     if reference is None or trees is None or not config.model.precompute_reference:
         return reference
     with accelerator.autocast():
-        return Precomputed.of(reference, trees, policy, token_budget(config.trainer))
+        return Precomputed.of(reference, trees, policy, budget)
 
 
 def _probed(trees: Trees) -> list[PromptTree]:

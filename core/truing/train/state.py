@@ -27,6 +27,8 @@ class TrainState:
     """As the run used it."""
     output_dir: Path
     """The run directory."""
+    tokens_per_batch: int
+    """Token budget of a forward: how a step is cut, which a resumed run does in the same way."""
     step: int = 0
     """Optimiser steps done."""
     epoch: float = 0.0
@@ -51,6 +53,7 @@ class TrainState:
         """Return the part of the state that is JSON."""
         return {
             "step": self.step,
+            "tokens_per_batch": self.tokens_per_batch,
             "epoch": self.epoch,
             "history": self.history,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -70,7 +73,7 @@ class TrainState:
     def load(self, numbers: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
         """Take over a state that `numbers` and `tensors` gave; every later step is then bitwise what it would have been."""
         self.step, self.epoch, self.history = numbers["step"], numbers["epoch"], numbers["history"]
-        self.skipped_in_a_row = numbers["skipped_in_a_row"]
+        self.skipped_in_a_row, self.tokens_per_batch = numbers["skipped_in_a_row"], numbers["tokens_per_batch"]
         device = next(weight.device for _, weight in self._trained())
         kept = {key: value.to(device) for key, value in tensors["loss_state"].items()}
         self.loss_state = {**numbers["loss_state"], **kept}

@@ -19,7 +19,7 @@ from truing.errors import PluginError, TruingError
 from truing.reduce import StepCounts, add_shares
 from truing.train.objective import loss_shares, make_objectives
 from truing.train.order import share_of_rank
-from truing.train.run import Run, token_budget
+from truing.train.run import Run
 
 
 @attrs.define(eq=False)
@@ -159,7 +159,7 @@ def _evaluation(run: Run, trees: Trees) -> Iterator[tuple[list[list[PromptTree]]
 def _micro_batches(run: Run, trees: Sequence[PromptTree]) -> tuple[list[list[PromptTree]], float]:
     """Return this rank's share of the trees, cut by token budget, and its weight."""
     mine, weight = share_of_rank(trees, run.accelerator.process_index, run.accelerator.num_processes)
-    return pack(mine, token_budget(run.trainer), run.policy.layout), weight
+    return pack(mine, run.state.tokens_per_batch, run.policy.layout), weight
 
 
 def _count(run: Run, micro_batches: Iterable[Sequence[PromptTree]]) -> StepCounts:

@@ -1,0 +1,192 @@
+"""Where the tokens of prompt trees lie among a model's inputs: in one row, in two passes over a cache, or in padded rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from truing.data.tree import PromptTree, TokenIds
+
+Forward = Literal["shared_prefix", "cached", "padded"]
+LAYOUT_ARGUMENT = "truing_layout"
+"""The keyword under which a row's layout travels through the model call to the attention function."""
+
+
+@attrs.frozen
+class TreeSpan:
+    """Where a tree lies in its row: half-open ranges of positions, of the prompt and of each branch's inputs."""
+
+    prompt: tuple[int, int]
+    branches: tuple[tuple[int, int], ...]
+
+    @property
+    def stop(self) -> int:
+        """Where the tree ends."""
+        return self.branches[-1][1] if self.branches else self.prompt[1]
+
+    @property
+    def reach(self) -> int:
+        """Positions that its longest branch attends to, its prompt among them."""
+        start, stop = self.prompt
+        return stop - start + max((end - begin for begin, end in self.branches), default=0)
+
+
+@attrs.frozen
+class RowLayout:
+    """The trees of one row, in order; every position belongs to exactly one prompt or branch."""
+
+    trees: tuple[TreeSpan, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many positions each prompt and each branch has, in the order of the row."""
+        return [stop - start for tree in self.trees for start, stop in (tree.prompt, *tree.branches)]
+
+    @property
+    def reach(self) -> int:
+        """Positions that the longest branch of all attends to."""
+        return max(tree.reach for tree in self.trees)
+
+
+@attrs.frozen(eq=False)
+class Placement:
+    """What a model is called with, and where the tokens are in its output, flattened."""
+
+    model_inputs: Mapping[str, Any]
+    prompt_starts: Sequence[int]
+    """[B] where the prompt of each branch begins."""
+    branch_starts: Sequence[int]
+    """[B] where each branch begins."""
+    slots: int
+    """Positions computed, padding included."""
+
+
+Inputs = Sequence[Sequence[TokenIds]]
+"""Of each tree and branch, the tokens that are inputs."""
+
+
+def place(trees: Sequence[PromptTree], inputs: Inputs, forward: Forward) -> Placement:
+    """Lay out trees whose branches have these inputs."""
+    return _PLACES[forward](trees, inputs)
+
+
+def _shared_prefix(trees: Sequence[PromptTree], inputs: Inputs) -> Placement:
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: list[TreeSpan] = []
+    for tree, branches in zip(trees, inputs, strict=True):
+        length, start = len(tree.prompt_ids), len(ids)
+        ids.extend(tree.prompt_ids)
+        positions.extend(range(length))
+        ranges = []
+        for branch in branches:
+            ranges.append((len(ids), len(ids) + len(branch)))
+            ids.extend(branch)
+            positions.extend(range(length, length + len(branch)))
+        spans.append(TreeSpan((start, start + length), tuple(ranges)))
+    model_inputs = {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        # a mask of four dimensions is handed through by transformers as it is, so that it builds none of its own; the
+        # attention function reads the layout instead
+        "attention_mask": torch.zeros(1, 1, 1, 1),
+        LAYOUT_ARGUMENT: RowLayout(tuple(spans)),
+    }
+    prompt_starts = [span.prompt[0] for span in spans for _ in span.branches]
+    return Placement(model_inputs, prompt_starts, [start for span in spans for start, _ in span.branches], len(ids))
+
+
+def _cached(trees: Sequence[PromptTree], inputs: Inputs) -> Placement:
+    """Prompts are padded on the left and branches on the right, so that a branch lies directly behind its prompt in the cache.
+
+    Distances between slots are distances between tokens then, and some models (ALiBi, sliding windows) go by slots.
+    """
+    prompt_ids, prompt_mask = _pad([tree.prompt_ids for tree in trees], left=True)
+    branch_ids, branch_mask = _pad([branch for branches in inputs for branch in branches])
+    tree_of = [index for index, branches in enumerate(inputs) for _ in branches]
+    width, branch_width = prompt_ids.shape[1], branch_ids.shape[1]
+    model_inputs = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": prompt_mask,
+        "branch_ids": branch_ids,
+        "branch_mask": branch_mask,
+        "tree_of": torch.tensor(tree_of),
+    }
+    prompt_starts = [(index + 1) * width - len(trees[index].prompt_ids) for index in tree_of]
+    branch_starts = [prompt_ids.numel() + row * branch_width for row in range(len(tree_of))]
+    return Placement(model_inputs, prompt_starts, branch_starts, prompt_ids.numel() + branch_ids.numel())
+
+
+def _padded(trees: Sequence[PromptTree], inputs: Inputs) -> Placement:
+    rows = [tree.prompt_ids + branch for tree, branches in zip(trees, inputs, strict=True) for branch in branches]
+    prompts = [len(tree.prompt_ids) for tree, branches in zip(trees, inputs, strict=True) for _ in branches]
+    ids, mask = _pad(rows)
+    positions = torch.arange(ids.shape[1]).expand(*ids.shape).contiguous()
+    starts = [row * ids.shape[1] for row in range(len(rows))]
+    branch_starts = [start + length for start, length in zip(starts, prompts, strict=True)]
+    model_inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    return Placement(model_inputs, starts, branch_starts, ids.numel())
+
+
+_PLACES: Mapping[Forward, Callable[[Sequence[PromptTree], Inputs], Placement]] = {
+    "shared_prefix": _shared_prefix,
+    "cached": _cached,
+    "padded": _padded,
+}
+
+
+def _pad(rows: Sequence[TokenIds], *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, [rows, longest] int64."""
+    width = max(map(len, rows))
+    fills = [(0,) * (width - len(row)) for row in rows]
+    ids = [fill + row if left else row + fill for row, fill in zip(rows, fills, strict=True)]
+    mask = [fill + (1,) * len(row) if left else (1,) * len(row) + fill for row, fill in zip(rows, fills, strict=True)]
+    shape = (len(rows), width)
+    return torch.tensor(ids, dtype=torch.int64).reshape(shape), torch.tensor(mask, dtype=torch.int64).reshape(shape)
+
+
+def predictions(trees: Sequence[PromptTree], placement: Placement) -> dict[str, Tensor]:
+    """Return the fields of a TreeBatch that say what is predicted from where."""
+    branches = [branch for tree in trees for branch in tree.branches]
+    tree_ids = torch.tensor([index for index, tree in enumerate(trees) for _ in tree.branches])
+    firsts = list(itertools.accumulate((len(tree.branches) for tree in trees[:-1]), initial=0))
+    prompt_starts, branch_starts = torch.tensor(placement.prompt_starts), torch.tensor(placement.branch_starts)
+    last_of_prompt = prompt_starts + torch.tensor([len(tree.prompt_ids) for tree in trees])[tree_ids] - 1
+    in_branches = _Counted.of([branch.token_ids for branch in branches], [branch.loss_mask for branch in branches])
+    # nothing precedes, and so predicts, the first token of a prompt
+    masks = [(False, *tree.prompt_mask[1:]) if tree.prompt_mask else (False,) * len(tree.prompt_ids) for tree in trees]
+    in_prompts = _Counted.of([tree.prompt_ids for tree in trees], masks)
+    before = branch_starts[in_branches.rows] + in_branches.places - 1
+    return {
+        "predictors": torch.where(in_branches.places == 0, last_of_prompt[in_branches.rows], before),
+        "targets": in_branches.ids,
+        "sequence_ids": in_branches.rows,
+        "tree_ids": tree_ids,
+        "lengths": torch.tensor([branch.counted for branch in branches]),
+        "prompt_predictors": prompt_starts[torch.tensor(firsts)][in_prompts.rows] + in_prompts.places - 1,
+        "prompt_targets": in_prompts.ids,
+        "prompt_tree_ids": in_prompts.rows,
+    }
+
+
+@attrs.frozen(eq=False)
+class _Counted:
+    """The counted tokens of some rows, one after the other: their ids, their rows and their places in these, int64."""
+
+    ids: Tensor
+    rows: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, ids: Sequence[TokenIds], masks: Sequence[tuple[bool, ...]]) -> _Counted:
+        counted = torch.tensor(list(itertools.chain.from_iterable(masks)), dtype=torch.bool)
+        lengths = torch.tensor([len(row) for row in ids])
+        rows = torch.arange(len(ids)).repeat_interleave(lengths)
+        places = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
+        flat = torch.tensor(list(itertools.chain.from_iterable(ids)), dtype=torch.int64)
+        return cls(flat[counted], rows[counted], places[counted])

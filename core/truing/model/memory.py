@@ -1,0 +1,79 @@
+"""How many tokens a forward may have: what the loaded model keeps for a token is measured, not guessed from its size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from truing.data.batch import TreeBatch
+from truing.model.head import KEPT_BYTES
+from truing.model.policy import Policy
+
+MOST_TOKENS = {"cpu": 4096}
+"""By device, beyond what a larger forward gains nothing from."""
+MOST_TOKENS_ELSEWHERE = 65_536
+LEAST_TOKENS = 512
+SHARE = 0.7
+"""Of the memory that is free; the rest is for what cannot be foreseen, such as fragmentation and other processes."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def token_budget(policy: Policy, batch: TreeBatch) -> int:
+    """Return a power of two: the tokens of a forward whose activations fit beside gradients and Adam's moments.
+
+    `batch` is one that the policy can run, on its device. Measured before any of these exist.
+    """
+    device = batch.targets.device
+    trained = sum(weight.numel() * weight.element_size() for weight in policy.parameters() if weight.requires_grad)
+    room = SHARE * free_bytes(device) - 3 * trained - KEPT_BYTES
+    most = MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
+    fitting = max(LEAST_TOKENS, min(most, int(room / bytes_per_token(policy, batch))))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def bytes_per_token(policy: Policy, batch: TreeBatch) -> float:
+    """Return the bytes that autograd keeps for each position of the batch, weights left out."""
+    kept: dict[int, int] = {}
+    weights = {weight.untyped_storage().data_ptr() for weight in policy.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    training = policy.training
+    policy.eval()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = policy(batch)  # held, so that no storage is freed and its address used again
+    policy.train(training)
+    del output
+    measured = sum(kept.values()) / batch.slots
+    if not getattr(policy.causal_lm, "is_gradient_checkpointing", False):
+        return measured
+    config: Any = policy.causal_lm.config.get_text_config()
+    layers = int(config.num_hidden_layers)
+    # each layer keeps its input, and one at a time is computed again
+    return measured / layers + layers * int(config.hidden_size) * policy.causal_lm.dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that this process can still get."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + cached)
+    return min(int(psutil.virtual_memory().available), _cgroup_room())
+
+
+def _cgroup_room() -> int:
+    """Return what a container's limit leaves, for a container sees the whole machine's memory as available."""
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        files = next(line for line in (_CGROUP / "memory.stat").read_text().splitlines() if line.startswith("inactive_file "))
+        return int(limit) - int(used) + int(files.split()[1])  # the cache of files gives way
+    except (OSError, ValueError, StopIteration):  # no such file, or "max"
+        return 2**63 - 1

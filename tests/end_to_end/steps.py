@@ -1,0 +1,115 @@
+"""Gradients of one optimiser step, in this process or on several ranks: what tests compare with each other.
+
+python -m torch.distributed.run --nproc-per-node N -m tests.end_to_end.steps FOLDER OPTIONS (JSON) writes FOLDER/ranks.safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.end_to_end.helpers import preferences, save_tiny_model, write_rows
+from truing import Layout, Loss, LossInputs, LossOutput, Needs, Term
+from truing.config import build_config
+from truing.registry import Registry
+from truing.train.console import Reporter
+from truing.train.given import Given
+from truing.train.run import Run
+from truing.train.setup import set_up
+from truing.train.step import accumulate_gradients, gather_metrics
+
+
+@attrs.frozen(kw_only=True)
+class SortedMargins(Loss):
+    """Weighs margins by their place in the order of the whole step's margins; also reads everything else that a forward gives."""
+
+    name: ClassVar[str] = "sorted-margins"
+    layout: ClassVar[Layout] = Layout.PAIRED
+    scope: ClassVar = "step"
+    needs: ClassVar[Needs] = Needs.REFERENCE_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Return a term per pair and one per token."""
+        ratios = inputs.logps - inputs.reference_logps
+        margins, _ = (ratios[::2] - ratios[1::2]).sort()
+        weights = torch.linspace(0, 1, len(margins), dtype=margins.dtype, device=margins.device)
+        assert inputs.token_entropy is not None and inputs.token_squared_probs is not None
+        calls = inputs.state["calls"] + 1
+        return LossOutput(
+            terms=[
+                Term((weights * margins).tanh(), "pair"),
+                Term(-0.1 * inputs.token_entropy, "token"),
+                Term(inputs.token_squared_probs.square(), "token", 0.5),
+            ],
+            metrics={"margins": Term(margins, "pair"), "calls": Term(torch.tensor(float(calls)), "constant")},
+            state={"calls": calls},
+        )
+
+    def initial_state(self) -> dict[str, Any]:
+        """Return that it was not called yet."""
+        return {"calls": 0}
+
+
+def prepare_folder(folder: Path, architecture: str = "gpt2", rows: int = 16) -> None:
+    """Write a model and data. gpt2 has no step that rounds to fp32 when all else is float64."""
+    save_tiny_model(folder / "model", architecture=architecture)
+    write_rows(folder / "rows.jsonl", preferences(rows))
+
+
+def make_run(
+    folder: Path, output: str, *, method: Any = "dpo", dtype: str = "float64", eval_rows: bool = False, **trainer: Any
+) -> Run:
+    """Return a run on the folder's model and data, away from its reference, where the loss's curvature shows."""
+    source = {"path": str(folder / "rows.jsonl"), "format": "preference"}
+    values = {
+        "method": SortedMargins() if method == SortedMargins.name else method,
+        "model": {"name": str(folder / "model"), "dtype": dtype},
+        "data": source,
+        "eval_data": source if eval_rows else None,
+        "trainer": {"batch_size": 16, **trainer},
+        "output": {"dir": str(folder / output)},
+    }
+    values = {key: value for key, value in values.items() if value is not None}
+    run = set_up(build_config(values, registry=Registry.load()), Given(), resume=False, reporter=Reporter(quiet=True))
+    with torch.no_grad():
+        for weight in run.policy.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype))
+    return run
+
+
+def step(run: Run) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return metrics and gradients of the run's first step."""
+    result = accumulate_gradients(run)
+    gradients = {name: weight.grad.clone() for name, weight in run.policy.named_parameters() if weight.grad is not None}
+    return gather_metrics(run, result.metrics), gradients
+
+
+def on_ranks(folder: Path, ranks: int, **options: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return the same of a step that `ranks` processes share."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", __name__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, *command, str(folder), json.dumps(options)],
+        capture_output=True, text=True, env=environment, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "ranks.json").read_text()), load_file(folder / "ranks.safetensors")
+
+
+if __name__ == "__main__":
+    place, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    shared = make_run(place, "ranks", **settings)
+    metrics, found = step(shared)
+    if shared.accelerator.is_main_process:
+        (place / "ranks.json").write_text(json.dumps(metrics))
+        save_file(found, place / "ranks.safetensors")
+    torch.distributed.destroy_process_group()
