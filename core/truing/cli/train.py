@@ -69,7 +69,7 @@ def _launch(processes: int, arguments: list[str]) -> int:
     if not torch.cuda.is_available():
         # accelerate's own CPU mode wants MPI; its launcher for GPUs starts gloo processes just as well when told so
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    for name in logging.root.manager.loggerDict:  # each has a level of its own; the processes say themselves what went wrong
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own; the processes say themselves what went wrong
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     launcher = launch_command_parser().parse_args(

@@ -10,7 +10,7 @@ import torch
 
 from truing.config import TrainConfig
 from truing.train.card import model_card
-from truing.train.console import Reporter, describe
+from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.interrupt import Interrupted, InterruptSignal
 from truing.train.meter import Meter
@@ -112,4 +112,5 @@ def _finish(run: Run) -> None:
     run.accelerator.wait_for_everyone()
     if run.trainer.report_to:
         run.accelerator.end_training()
-    run.reporter.say(f"done: {state.step} steps, {describe(state.metrics)}", f"model: {run.run_dir.model}")
+    run.reporter.measured(f"done: {state.step} steps, ", state.metrics)
+    run.reporter.say(f"model: {run.run_dir.model}")
