@@ -49,13 +49,10 @@ def train(context: click.Context, config: Path, overrides: tuple[str, ...], resu
 
 
 def _quieten_libraries() -> None:
-    """Leave the terminal to the run: no bars for loading and saving, no notes of libraries to each other."""
-    import warnings
-
+    """Leave the terminal to the run: no bars for loading and saving."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(accelerate|peft|transformers)\.")
 
 
 def _launch(processes: int, arguments: list[str]) -> int:

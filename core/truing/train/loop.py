@@ -14,6 +14,7 @@ from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.interrupt import Interrupted, InterruptSignal
 from truing.train.meter import Meter
+from truing.train.quiet import quiet_libraries
 from truing.train.resume import restore, save
 from truing.train.run import Run
 from truing.train.setup import set_up
@@ -29,15 +30,16 @@ def train(
     `resume` continues from the newest whole checkpoint of the run directory, or from the one at the path given. Raises the errors
     of truing.errors, and truing.train.interrupt.Interrupted after saving when a signal asked the run to stop.
     """
-    run = set_up(config, given or Given(), resume=bool(resume), reporter=reporter)
-    with run.reporter, InterruptSignal() as signal:
-        if resume:
-            restore(run, None if isinstance(resume, bool) else Path(resume))
-        if config.trainer.report_to:
-            run.accelerator.init_trackers("truing", config={"method": config.method.name, "model": config.model.name})
-        _steps(run, signal)
-        _finish(run)
-    return run.state
+    with quiet_libraries():
+        run = set_up(config, given or Given(), resume=bool(resume), reporter=reporter)
+        with run.reporter, InterruptSignal() as signal:
+            if resume:
+                restore(run, None if isinstance(resume, bool) else Path(resume))
+            if config.trainer.report_to:
+                run.accelerator.init_trackers("truing", config={"method": config.method.name, "model": config.model.name})
+            _steps(run, signal)
+            _finish(run)
+        return run.state
 
 
 def _steps(run: Run, signal: InterruptSignal) -> None:
