@@ -170,6 +170,14 @@ def test_half_precision_weights_are_warned_of(tmp_path, capsys):
     assert "weights that train are bfloat16, in which small updates are lost" in capsys.readouterr().out
 
 
+def test_a_notebook_shows_a_state_in_a_line(tmp_path):
+    state = run(tmp_path / "run", max_steps=1)
+    assert repr(state) == (
+        f"TrainState(model=<LlamaForCausalLM>, tokenizer=<{type(state.tokenizer).__name__}>, "
+        f"output_dir={state.output_dir!r}, step=1, epoch={state.epoch}, history=<1 lines>, skipped_in_a_row=0)"
+    )
+
+
 def test_the_model_comes_back_ready_to_use(tmp_path):
     state = run(tmp_path / "run", max_steps=1, gradient_checkpointing=True)
     assert not state.model.training
@@ -237,6 +245,10 @@ def test_tensorboard_gets_the_metrics(tmp_path):
         ({"method": {"beta": 0.2}}, "mapping without `name`"),
         ({"precompute_reference": True}, "is a key of `model`"),
         ({"dataset": DatasetDict(train=Dataset.from_list([]))}, "mapping of train"),
+        ({"dataset": 3}, "dataset is a int; give a path, a hub id, a datasets.Dataset or a list of rows"),
+        ({"eval_dataset": 3}, "eval_dataset is a int"),
+        ({"dataset": {"prompt": ["a"], "chosen": ["b"]}}, r"mapping of columns; give its rows: dataset=datasets.Dataset.from_dict"),
+        ({"tokenizer": "gpt2"}, "tokenizer is a str; give a loaded one"),
         ({"model": tiny_model().requires_grad_(False)}, "no weight of the model trains"),
         ({"model": tiny_model(vocab_size=40)}, "the data has token id"),
     ],
