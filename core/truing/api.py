@@ -88,7 +88,7 @@ def align(
 def _given(model: Any, tokenizer: PreTrainedTokenizerBase | None, dataset: Any, eval_dataset: Any) -> Given:
     """Return the arguments that are objects; names and paths belong to the configuration."""
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     objects = {
         name: None if isinstance(value, str | Path) else value
@@ -98,6 +98,11 @@ def _given(model: Any, tokenizer: PreTrainedTokenizerBase | None, dataset: Any, 
         raise ConfigError(f"model is a {type(model).__name__}; give a hub id, a folder, or a model of transformers or peft")
     if objects["model"] is not None and tokenizer is None:
         raise ConfigError("model is a loaded model, so tokenizer must be given too: align(model=model, tokenizer=tokenizer, ...)")
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(
+            f"tokenizer is a {type(tokenizer).__name__}; give a loaded one, such as AutoTokenizer.from_pretrained(...), "
+            "or none for the one in the model's folder"
+        )
     return Given(tokenizer=tokenizer, **objects)
 
 

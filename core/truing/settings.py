@@ -30,13 +30,15 @@ def setting(
     """Return an attrs field for a setting of a plugin or of the configuration.
 
     `help` is one line. Bounds hold for numbers and, item by item, for sequences of numbers; None always passes, for it means the
-    default. Raises ValueError when the class is constructed with a value outside of the bounds.
+    default. Raises ValueError when the class is constructed with a value outside of the bounds or, for a plugin's class, with one
+    that its type does not take.
     """
     bounds = {key: bound for key, bound in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if bound is not None}
     metadata = {"help": help, "bounds": bounds}
+    validators = [_check_bounds, _check_type]
     if factory is not None:
-        return attrs.field(factory=factory, validator=_check_bounds, metadata=metadata)
-    return attrs.field(default=default, validator=_check_bounds, metadata=metadata)
+        return attrs.field(factory=factory, validator=validators, metadata=metadata)
+    return attrs.field(default=default, validator=validators, metadata=metadata)
 
 
 def _check_bounds(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -45,6 +47,19 @@ def _check_bounds(instance: object, attribute: attrs.Attribute[Any], value: Any)
             continue
         if not within_bounds(attribute, number):
             raise ValueError(f"{attribute.name} must be {describe_bounds(attribute)}, got {number!r}")
+
+
+def is_plugin(thing: object) -> bool:
+    """Return whether a thing is of a plugin's class: it has its name as a class variable, where a user's function has a field."""
+    return isinstance(getattr(type(thing), "name", None), str)
+
+
+def _check_type(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Raise ValueError for a value of another type; the configuration's own classes are checked as a whole, when they are used."""
+    if is_plugin(instance) and value is not None and value is not attribute.default:
+        from truing.config.instances import check_setting
+
+        check_setting(type(instance), attribute.name, value)
 
 
 def within_bounds(attribute: attrs.Attribute[Any], number: float | numbers.Real) -> bool:

@@ -167,3 +167,44 @@ def test_help_survives_broken_plugins(installed, monkeypatch):
     assert result.exit_code == 0
     assert "none, for the plugins cannot be loaded: TRUING_PLUGINS names the plugin 'missing'" in " ".join(result.stdout.split())
     assert run("fly").exit_code == 3
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """Return a function that makes this the process of a rank under one launcher."""
+    monkeypatch.setattr("truing.cli.ranks.GRACE_SECONDS", 0)
+
+    def become(rank):
+        (tmp_path / str(rank)).mkdir(exist_ok=True)
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
+
+    return become
+
+
+def test_what_every_rank_fails_of_is_said_once(monkeypatch, launched):
+    """The second to fail takes the exit code of the first, which is the cause."""
+    launched(1)
+    fail_with(monkeypatch, ConfigError("no such key"))
+    assert run("plugins").stderr == "error: no such key\n"
+    launched(0)
+    fail_with(monkeypatch, RuntimeError("Connection closed by peer"))
+    result = run("plugins")
+    assert (result.exit_code, result.stderr) == (2, "")
+    assert "error (rank 0): internal error, RuntimeError: Connection closed by peer" in run("plugins", "--debug").stderr
+    fail_with(monkeypatch, KeyboardInterrupt())
+    result = run("plugins")
+    assert (result.exit_code, result.stderr) == (130, "")
+
+
+def test_a_failure_of_one_rank_says_which(monkeypatch, launched):
+    launched(1)
+    fail_with(monkeypatch, MemoryError())
+    assert run("plugins").stderr.startswith("error (rank 1): out of memory")
+
+
+def test_a_launcher_without_a_folder_for_errors_silences_nobody(monkeypatch, launched, tmp_path):
+    fail_with(monkeypatch, ConfigError("no such key"))
+    launched(0)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone/0/error.json"))
+    assert run("plugins").stderr == run("plugins").stderr == "error: no such key\n"

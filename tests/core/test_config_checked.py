@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
 import attrs
 import numpy as np
 import pytest
+import torch
 
 import truing
 from tests.core.config_fakes import REGISTRY, Brevity, Pairs, Sampled, Server
@@ -135,6 +137,54 @@ def test_a_users_own_unregistered_loss_and_instances_fill_slots():
 )
 def test_an_instance_that_does_not_fit_is_refused(changes, message):
     assert message in failure(**changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": "0.3"}, "beta must be a float, got the string '0.3'; remove the quotes"),
+        ({"beta": True}, "beta must be a float, got true"),
+        ({"loss_type": "sigmod"}, "loss_type must be one of sigmoid, ipo, got 'sigmod'; did you mean 'sigmoid'?"),
+        ({"loss_weights": [1, "2"]}, "loss_weights.1 must be a float, got the string '2'; remove the quotes"),
+        ({"groups": {"a": 1.5}}, "groups.a must be an int, got 1.5"),
+        ({"label_smoothing": "0.1"}, "label_smoothing must be a float, got the string '0.1'; remove the quotes"),
+    ],
+)
+def test_a_plugin_that_is_made_with_a_value_of_another_type_is_refused_at_once(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Pairs(**settings)
+
+
+@attrs.frozen(kw_only=True)
+class Loose(MyLoss):
+    """A loss with a field that checks nothing itself, and with one of a type that no YAML can write."""
+
+    scale: float = 1.0
+    device: torch.device = setting(torch.device("cpu"), help="Where.")
+
+
+def test_the_settings_of_an_instance_are_checked_with_the_other_faults():
+    message = failure(method=Loose(scale="2", beta=None), trainer=TrainerConfig(batch_size=1.5))
+    assert "method.scale must be a float, got the string '2'; remove the quotes" in message
+    assert "method.beta must be a float, got null" in message
+    assert "trainer.batch_size must be an int, got 1.5" in message
+
+
+def test_a_reward_that_is_an_instance_is_checked_too():
+    online = {"method": Sampled(), "data": DataConfig(path="d.jsonl", format=PromptText())}
+    assert failure(**online, rewards=[Brevity(limit=None)]) == "rewards.0.limit must be an int, got null"
+    assert checked(by_hand(**online, rewards=[len_of]), registry=REGISTRY).rewards[0].reward.name == "len_of"
+
+
+def len_of(completions):
+    return [float(len(text)) for text in completions]
+
+
+def test_the_settings_of_an_instance_are_converted_as_those_of_a_configuration_are():
+    """NumPy's numbers and lists could not be written to the run's config.yaml, or not be read back as the same."""
+    method = checked(by_hand(method=Loose(beta=np.float32(0.5), device=torch.device("meta"))), registry=REGISTRY).method
+    assert (method.beta, type(method.beta), method.device) == (0.5, float, torch.device("meta"))
+    assert checked(by_hand(method=Pairs(loss_weights=[1, 2])), registry=REGISTRY).method == Pairs(loss_weights=(1.0, 2.0))
 
 
 def test_settings_of_a_method_that_is_an_instance_are_set_on_it():

@@ -138,8 +138,14 @@ def test_json_of_a_truncated_prompt_shows_what_is_left(tmp_path: Path, model: Pa
 
 def test_all_rows_on_request(tmp_path: Path, model: Path) -> None:
     path = configure(tmp_path, model, PAIRS)
-    assert len(run(path, "--json", "-n", 0).stdout.splitlines()) == 5
-    assert len(run(path, "--json").stdout.splitlines()) == 3
+    assert run(path, "-n", 0).stdout.count("── sample") == 5
+    assert run(path).stdout.count("── sample") == 3
+
+
+def test_every_row_is_an_object_for_other_tools(tmp_path: Path, model: Path) -> None:
+    path = configure(tmp_path, model, PAIRS)
+    assert len(run(path, "--json").stdout.splitlines()) == 5
+    assert len(run(path, "--json", "-n", 3).stdout.splitlines()) == 3
     assert len(run(path, "data.limit=2", "--json").stdout.splitlines()) == 2
 
 

@@ -125,6 +125,16 @@ def test_lora_trains_the_adapter_only_and_saves_it(tmp_path):
     assert all("lora" in name for name in load_file(tmp_path / "run/model/adapter_model.safetensors"))
 
 
+def test_libraries_warn_each_other_in_silence(tmp_path, recwarn):
+    """peft asks transformers what is deprecated there, and torch minds the schedule of a run whose first step is skipped."""
+    tokenizer = tiny_tokenizer()
+    run(tmp_path / "run", adapter={"type": "lora", "r": 4}, max_steps=1)
+    model = tiny_model(tokenizer)
+    model.get_output_embeddings().weight.data[0] = float("nan")
+    run(tmp_path / "skipped", model=model, tokenizer=tokenizer, max_steps=1)
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path):
     plain = run(tmp_path / "plain", max_steps=3)
     recomputed = run(tmp_path / "recomputed", max_steps=3, gradient_checkpointing=True)
@@ -166,6 +176,14 @@ def test_half_precision_weights_are_warned_of(tmp_path, capsys):
     tokenizer = tiny_tokenizer()
     run(tmp_path / "run", model=tiny_model(tokenizer, dtype=torch.bfloat16), tokenizer=tokenizer, max_steps=1)
     assert "weights that train are bfloat16, in which small updates are lost" in capsys.readouterr().out
+
+
+def test_a_notebook_shows_a_state_in_a_line(tmp_path):
+    state = run(tmp_path / "run", max_steps=1)
+    assert repr(state) == (
+        f"TrainState(model=<LlamaForCausalLM>, tokenizer=<{type(state.tokenizer).__name__}>, "
+        f"output_dir={state.output_dir!r}, step=1, epoch={state.epoch}, history=<1 lines>, skipped_in_a_row=0)"
+    )
 
 
 def test_the_model_comes_back_ready_to_use(tmp_path):
@@ -235,6 +253,10 @@ def test_tensorboard_gets_the_metrics(tmp_path):
         ({"method": {"beta": 0.2}}, "mapping without `name`"),
         ({"precompute_reference": True}, "is a key of `model`"),
         ({"dataset": DatasetDict(train=Dataset.from_list([]))}, "mapping of train"),
+        ({"dataset": 3}, "dataset is a int; give a path, a hub id, a datasets.Dataset or a list of rows"),
+        ({"eval_dataset": 3}, "eval_dataset is a int"),
+        ({"dataset": {"prompt": ["a"], "chosen": ["b"]}}, r"mapping of columns; give its rows: dataset=datasets.Dataset.from_dict"),
+        ({"tokenizer": "gpt2"}, "tokenizer is a str; give a loaded one"),
         ({"model": tiny_model().requires_grad_(False)}, "no weight of the model trains"),
         ({"model": tiny_model(vocab_size=40)}, "the data has token id"),
     ],

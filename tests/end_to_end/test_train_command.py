@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +70,34 @@ def test_a_signal_to_two_processes_saves_and_exits_130(tmp_path):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 1
+
+
+def test_two_processes_say_once_what_is_wrong(tmp_path):
+    """Only the first rank looks into the directory; the other would blame the connection that is closed to it."""
+    config = write_config(tmp_path)
+    (tmp_path / "run/model").mkdir(parents=True)
+    done = truing("train", config, "--num-processes", 2)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if "holds another run" in line][:1]
+
+
+def test_an_early_interrupt_of_two_processes_ends_both(tmp_path):
+    """Ctrl-C goes to the launcher and its ranks, while these import what they need."""
+    command = [sys.executable, "-m", "truing", "train", str(write_config(tmp_path)), "--num-processes", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True) as process:
+        while len(ranks_of(process.pid)) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "death signal" not in errors
+
+
+def ranks_of(pid):
+    return (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text().split()
 
 
 def test_plain_lines_when_piped(tmp_path):

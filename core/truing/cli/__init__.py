@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 import truing
+from truing.cli.ranks import failed_before, rank
 from truing.errors import SetupError, TruingError
 from truing.suggest import did_you_mean
 
@@ -80,15 +80,19 @@ class Program(click.Group):
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted", err=True)
+            if failed_before(INTERRUPTED) is None:
+                click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except Exception as error:
+            message, exit_code = explain_failure(error)
+            first = failed_before(exit_code)
             if ctx.params["debug"]:
                 traceback.print_exc()
-            message, exit_code = explain_failure(error)
-            rank = os.environ.get("RANK")  # of several processes under a launcher, each of which may say this
-            click.secho(f"error{f' (rank {rank})' if rank else ''}: {message}", fg="red", err=True)
-            ctx.exit(exit_code)
+            if first is None or ctx.params["debug"]:
+                # a user's mistake is the same on every rank; memory and the like are those of one
+                whose = "" if rank() is None or isinstance(error, TruingError) else f" (rank {rank()})"
+                click.secho(f"error{whose}: {message}", fg="red", err=True)
+            ctx.exit(exit_code if first is None else first)
 
 
 def explain_failure(error: Exception) -> tuple[str, int]:

@@ -24,15 +24,17 @@ _CONTROL: dict[int, int | str] = {code: 0x2400 + code for code in range(32) if c
 _CONTROL |= {0x7F: 0x2421} | {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
 # JSON leaves these as they are
 _JSON_CONTROL = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+SHOWN = 3
+"""How many samples people see who do not say how many."""
 _LEGEND = "Trained text stands in [[ ]]; the rest is context."
 
 
 @click.command("preview")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
-@click.option("-n", "count", type=click.IntRange(min=0), default=3, show_default=True, help="Samples to show; 0 shows all.")
-@click.option("--json", "as_json", is_flag=True, help="Print one object per sample, and the counts of rows on standard error.")
-def preview(config: Path, overrides: tuple[str, ...], count: int, as_json: bool) -> None:
+@click.option("-n", "count", type=click.IntRange(min=0), help="Samples to show; 0 shows all. The default is 3, with --json all.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object per row, and the counts of rows on standard error.")
+def preview(config: Path, overrides: tuple[str, ...], count: int | None, as_json: bool) -> None:
     """Show the first samples of CONFIG's data, tokenised, and what became of the rows. OVERRIDES change single keys."""
     from rich.console import Console
 
@@ -54,7 +56,8 @@ def preview(config: Path, overrides: tuple[str, ...], count: int, as_json: bool)
         config=loaded,
         keep_text=True,
     )
-    shown = range(min(count or len(dataset), len(dataset)))
+    wanted = (0 if as_json else SHOWN) if count is None else count
+    shown = range(min(wanted or len(dataset), len(dataset)))
     if as_json:
         for index in shown:
             sample = json.dumps(tree_to_json(dataset[index], tokenizer, dataset.text(index)), ensure_ascii=False)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from truing.cli.ranks import die_of_interrupts
+
 
 @click.command("train")
 @click.argument("config", type=click.Path(path_type=Path))
@@ -39,6 +41,7 @@ def train(context: click.Context, config: Path, overrides: tuple[str, ...], resu
         debug = ["--debug"] if context.find_root().params.get("debug") else []
         resuming = [] if resume is None else [f"--resume={resume}"]
         context.exit(_launch(num_processes, [*debug, "train", str(config), *overrides, *resuming]))
+    die_of_interrupts()
     _quieten_libraries()
     from truing.train.loop import train as run
 
@@ -46,18 +49,16 @@ def train(context: click.Context, config: Path, overrides: tuple[str, ...], resu
 
 
 def _quieten_libraries() -> None:
-    """Leave the terminal to the run: no bars for loading and saving, no notes of libraries to each other."""
-    import warnings
-
+    """Leave the terminal to the run: no bars for loading and saving."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(accelerate|peft|transformers)\.")
 
 
 def _launch(processes: int, arguments: list[str]) -> int:
     """Run this program once per process under accelerate's launcher, and return the exit code of the first that failed."""
     import torch
+    import torch.distributed.run
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -65,7 +66,9 @@ def _launch(processes: int, arguments: list[str]) -> int:
     if not torch.cuda.is_available():
         # accelerate's own CPU mode wants MPI; its launcher for GPUs starts gloo processes just as well when told so
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say themselves what went wrong
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own; the processes say themselves what went wrong
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     launcher = launch_command_parser().parse_args(
         [
             *("--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0"),

@@ -11,11 +11,13 @@ import cattrs
 
 from truing.config.classes import RewardEntry
 from truing.config.faults import WrongValueError, show
+from truing.config.instances import checked_settings
 from truing.config.structure import PLUGIN_TYPES, strict_converter
 from truing.errors import ConfigError, PluginError
 from truing.loss import Layout
 from truing.rewards import FunctionReward, as_reward, reward_registry
 from truing.rollout.functions import FunctionRollout
+from truing.settings import is_plugin
 from truing.suggest import closest
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ class _Slots:
         Raises WrongValueError, ConfigError, PluginError, and cattrs' errors for the plugin's settings.
         """
         if kind == "reward" and callable(value):
-            return as_reward(value)
+            reward = as_reward(value)
+            return checked_settings(reward, self.converter) if is_plugin(reward) else reward
         if not isinstance(value, (str, Mapping, list, tuple, int, float, type(None))):
             return self._instance(kind, value)
         name, settings = _name_and_settings(value)
@@ -75,7 +78,7 @@ class _Slots:
         return self.converter.structure(settings, self.registry.get(kind, name, layout=layout))
 
     def _instance(self, kind: Kind, value: Any) -> Any:
-        """Return an instance of a plugin's class, registered or not, as it is. Raises WrongValueError for anything else."""
+        """Return an instance of a plugin's class, registered or not. Raises WrongValueError for anything else."""
         from truing.data.strategies import FunctionStrategy
         from truing.registry import KIND_WORDS
         from truing.registry.contract import check_class
@@ -91,7 +94,7 @@ class _Slots:
         if kind == "dataset_strategy" and self.layout is not None and self.layout not in value.layouts:
             served = ", ".join(sorted(layout.value for layout in value.layouts))
             raise WrongValueError(f"is a {cls.__qualname__}, for the layouts {served}, and the method's is {self.layout.value}")
-        return value
+        return checked_settings(value, self.converter) if is_plugin(value) else value
 
     def _layout(self, format_: str) -> Layout | None:
         """Return the method's layout; where the method is unknown, any that the format serves."""

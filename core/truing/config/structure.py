@@ -183,11 +183,13 @@ def _union_hook(union: Any, converter: cattrs.Converter) -> StructureHook:
 
 
 def _is_like(type_: Any, value: object) -> bool:
-    """Return whether a value is a list, a mapping or neither, as the type asks."""
+    """Return whether a value is a list, a mapping, an object of settings or none of these, as the type asks."""
     if isinstance(value, (list, tuple)):
         return is_list(type_)
     if isinstance(value, Mapping):
         return attrs.has(type_) or is_mapping(type_) or type_ in PLUGIN_TYPES
+    if attrs.has(type(value)):
+        return attrs.has(type_) or type_ in PLUGIN_TYPES
     return not (is_list(type_) or is_mapping(type_) or attrs.has(type_))
 
 

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 HEARTBEAT_SECONDS = 60.0
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "grad_norm", "learning_rate")
+GAP = "  "
+"""Between two metrics of a line."""
 
 
 class Reporter:
@@ -66,13 +68,30 @@ class Reporter:
 
     def logged(self, line: Mapping[str, float]) -> None:
         """Print one line of metrics."""
-        self.say(f"step {int(line['step'])}/{self.total}  {describe(line)}")
+        self.measured(f"step {int(line['step'])}/{self.total}  ", line)
+
+    def measured(self, heading: str, line: Mapping[str, float]) -> None:
+        """Print metrics after a heading: as one line or, on a terminal that is narrower, as several that begin below each other."""
+        whole = heading + describe(line)
+        fits = not self.console.is_terminal or len(whole) <= self.console.width
+        self.say(*([whole] if fits else fold(heading, describe(line).split(GAP), self.console.width)))
+
+
+def fold(heading: str, parts: Sequence[str], width: int) -> list[str]:
+    """Return lines of at most `width` characters where that can be, broken between parts only."""
+    lines, blank = [heading + parts[0]], " " * len(heading)
+    for part in parts[1:]:
+        if len(lines[-1] + GAP + part) <= width:
+            lines[-1] += GAP + part
+        else:
+            lines.append(blank + part)
+    return lines
 
 
 def describe(line: Mapping[str, float]) -> str:
     """Return the metrics that a person follows, those of an evaluation with their prefix."""
     shown: Sequence[str] = [prefix + name for prefix in ("", "eval_") for name in SHOWN if prefix + name in line]
-    return "  ".join(f"{name} {_number(line[name])}" for name in shown)
+    return GAP.join(f"{name} {_number(line[name])}" for name in shown)
 
 
 def _number(value: float) -> str:

@@ -10,10 +10,11 @@ import torch
 
 from truing.config import TrainConfig
 from truing.train.card import model_card
-from truing.train.console import Reporter, describe
+from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.interrupt import Interrupted, InterruptSignal
 from truing.train.meter import Meter
+from truing.train.quiet import quiet_libraries
 from truing.train.resume import restore, save
 from truing.train.run import Run
 from truing.train.setup import set_up
@@ -29,15 +30,16 @@ def train(
     `resume` continues from the newest whole checkpoint of the run directory, or from the one at the path given. Raises the errors
     of truing.errors, and truing.train.interrupt.Interrupted after saving when a signal asked the run to stop.
     """
-    run = set_up(config, given or Given(), resume=bool(resume), reporter=reporter)
-    with run.reporter, InterruptSignal() as signal:
-        if resume:
-            restore(run, None if isinstance(resume, bool) else Path(resume))
-        if config.trainer.report_to:
-            run.accelerator.init_trackers("truing", config={"method": config.method.name, "model": config.model.name})
-        _steps(run, signal)
-        _finish(run)
-    return run.state
+    with quiet_libraries():
+        run = set_up(config, given or Given(), resume=bool(resume), reporter=reporter)
+        with run.reporter, InterruptSignal() as signal:
+            if resume:
+                restore(run, None if isinstance(resume, bool) else Path(resume))
+            if config.trainer.report_to:
+                run.accelerator.init_trackers("truing", config={"method": config.method.name, "model": config.model.name})
+            _steps(run, signal)
+            _finish(run)
+        return run.state
 
 
 def _steps(run: Run, signal: InterruptSignal) -> None:
@@ -112,4 +114,5 @@ def _finish(run: Run) -> None:
     run.accelerator.wait_for_everyone()
     if run.trainer.report_to:
         run.accelerator.end_training()
-    run.reporter.say(f"done: {state.step} steps, {describe(state.metrics)}", f"model: {run.run_dir.model}")
+    run.reporter.measured(f"done: {state.step} steps, ", state.metrics)
+    run.reporter.say(f"model: {run.run_dir.model}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from peft import PeftModel
@@ -50,5 +50,11 @@ def _check_given(config: TrainConfig, given: Given) -> None:
         raise ConfigError("the model handed over has an adapter already; give no `adapter`, or the model without one")
     for name in ("dataset", "eval_dataset"):
         rows = getattr(given, name)
+        if isinstance(rows, Mapping) and all(isinstance(column, (list, tuple)) for column in rows.values()):
+            raise ConfigError(f"{name} is a mapping of columns; give its rows: {name}=datasets.Dataset.from_dict(...)")
         if isinstance(rows, Mapping):  # a DatasetDict is one too
             raise ConfigError(f"{name} is a mapping of {', '.join(rows)}; give one of them, such as {name}=dataset['train']")
+        if rows is not None and not isinstance(rows, Iterable):
+            raise ConfigError(
+                f"{name} is a {type(rows).__name__}; give a path, a hub id, a datasets.Dataset or a list of rows, each a dict"
+            )

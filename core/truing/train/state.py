@@ -17,13 +17,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def _kind(thing: object) -> str:
+    return f"<{type(thing).__name__}>"
+
+
 @attrs.define(eq=False, kw_only=True)
 class TrainState:
     """A run in progress or finished. The data's order is a function of seed and step, so `step` is its position too."""
 
-    model: PreTrainedModel | PeftModel
+    # what a notebook shows of a state fits on its screen: no module, token table or history in full
+    model: PreTrainedModel | PeftModel = attrs.field(repr=_kind)
     """The policy; trained, and in evaluation mode, when the run is done."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase = attrs.field(repr=_kind)
     """As the run used it."""
     output_dir: Path
     """The run directory."""
@@ -33,9 +38,9 @@ class TrainState:
     """Optimiser steps done."""
     epoch: float = 0.0
     """Passes over the data done."""
-    history: list[dict[str, float]] = attrs.field(factory=list)
+    history: list[dict[str, float]] = attrs.field(factory=list, repr=lambda lines: f"<{len(lines)} lines>")
     """Every line of metrics.jsonl."""
-    loss_state: dict[str, Any] = attrs.field(factory=dict)
+    loss_state: dict[str, Any] = attrs.field(factory=dict, repr=False)
     """The loss's own state: numbers, strings, lists and tensors."""
     skipped_in_a_row: int = 0
     """Steps left out since the last good one, because their gradient was not finite."""
