@@ -68,6 +68,8 @@ def reduce_term(term: Term, counts: StepCounts, examples: float | None = None) -
 
 def reduce_output(output: LossOutput, counts: StepCounts, examples: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Return what a call with `examples` prompts adds to the step's loss, and to each metric (the loss among them), detached."""
+    if not output.terms:
+        raise ValueError("the loss returned no term; return at least one, with the values to minimise")
     loss = torch.stack([reduce_term(term, counts, examples) for term in output.terms]).sum()
     metrics = {name: reduce_term(term, counts, examples).detach() for name, term in output.metrics.items()}
     return loss, {"loss": loss.detach(), **metrics}

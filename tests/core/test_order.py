@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truing.train.order import DataOrder, share_of_rank
+from truing.train.order import DataOrder
 
 
 @given(size=st.integers(1, 40), per_step=st.integers(1, 50), seed=st.integers(0, 9), epoch=st.integers(0, 3))
@@ -26,11 +26,3 @@ def test_total_steps():
     assert order.steps_per_epoch == 3
     assert [order.total_steps(epochs, None) for epochs in (1, 2, 0.5, 0.01)] == [3, 6, 2, 1]
     assert order.total_steps(1, 100) == 100
-
-
-@given(count=st.integers(1, 20), ranks=st.integers(1, 8))
-def test_ranks_share_all_and_none_is_idle(count, ranks):
-    shares = [share_of_rank(list(range(count)), rank, ranks) for rank in range(ranks)]
-    assert sorted(item for items, weight in shares if weight for item in items) == list(range(count))
-    assert all(items for items, _ in shares)
-    assert all(len(items) == 1 for items, weight in shares if not weight)

@@ -16,6 +16,8 @@ import attrs
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from tests.end_to_end.helpers import preferences, save_tiny_model, write_rows
 from truing import Layout, Loss, LossInputs, LossOutput, Needs, Term
@@ -89,8 +91,19 @@ def make_run(
 def step(run: Run) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Return metrics and gradients of the run's first step."""
     result = accumulate_gradients(run)
-    gradients = {name: weight.grad.clone() for name, weight in run.policy.named_parameters() if weight.grad is not None}
+    gradients = {name: _whole(weight.grad).clone() for name, weight in run.policy.named_parameters() if weight.grad is not None}
     return gather_metrics(run, result.metrics), gradients
+
+
+def _whole(gradient: Tensor) -> Tensor:
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+
+
+def shard(run: Run) -> Run:
+    """Return the run with its weights spread over the ranks. accelerate knows FSDP2 on accelerators only, PyTorch on CPUs too."""
+    for layer in run.policy.causal_lm.get_decoder().h:
+        fully_shard(layer)
+    return attrs.evolve(run, wrapped=fully_shard(run.policy))
 
 
 def on_ranks(folder: Path, ranks: int, **options: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -107,9 +120,12 @@ def on_ranks(folder: Path, ranks: int, **options: Any) -> tuple[dict[str, float]
 
 if __name__ == "__main__":
     place, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    sharded = settings.pop("sharded", False)
     shared = make_run(place, "ranks", **settings)
+    shared = shard(shared) if sharded else shared
     metrics, found = step(shared)
     if shared.accelerator.is_main_process:
         (place / "ranks.json").write_text(json.dumps(metrics))
         save_file(found, place / "ranks.safetensors")
-    torch.distributed.destroy_process_group()
+    shared.accelerator.wait_for_everyone()
+    os._exit(0)  # gloo's threads may still run when the interpreter takes itself apart, which aborts it now and then

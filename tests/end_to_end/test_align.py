@@ -99,6 +99,18 @@ def test_reference_once_beforehand_gives_the_same_numbers(tmp_path, options, pre
     assert curves[0][-1] < curves[0][0]
 
 
+def test_a_later_run_finds_the_reference_of_an_earlier_one(tmp_path, cache, capsys):
+    save_tiny_model(tmp_path / "model")
+    curves, said = [], []
+    for name in ("first", "second"):
+        curves.append(losses(truing.align(config=truing_config(tmp_path, name, True, {}, "no"))))
+        said.append(capsys.readouterr().out)
+    assert "reference: computing log-probabilities of 24 rows" in said[0]
+    (kept,) = (cache / "references").iterdir()
+    assert f"reference: log-probabilities of 24 rows found in {kept}" in said[1]
+    assert curves[0] == curves[1]
+
+
 def truing_config(folder, name, precompute, options, precision):
     from truing.config import build_config
     from truing.registry import Registry

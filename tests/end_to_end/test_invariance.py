@@ -58,6 +58,15 @@ def test_two_ranks_give_what_one_does(tmp_path, method):
         require_same(shared, expected, 1e-6)
 
 
+@pytest.mark.parametrize("method", ["dpo", STEP])
+def test_weights_sharded_over_two_ranks_give_the_same(tmp_path, method):
+    """FSDP2 on CPUs, and ranks with unequal numbers of micro-batches."""
+    prepare_folder(tmp_path, rows=15)
+    expected = step(make_run(tmp_path, "one", method=method, dtype="float32"))
+    options = {"dtype": "float32", "batch_size": 8, "max_tokens_per_batch": 100}
+    require_same(on_ranks(tmp_path, 2, sharded=True, method=method, **options), expected, 1e-6)
+
+
 def test_a_loss_of_the_whole_step_is_called_once_a_step(tmp_path):
     prepare_folder(tmp_path)
     run = make_run(tmp_path, "run", method=STEP, max_tokens_per_batch=60)

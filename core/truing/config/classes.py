@@ -42,7 +42,9 @@ class ModelConfig:
     reference: Literal["auto", "copy"] = setting(
         "auto", help="auto: with an adapter, the same weights with it off; else a frozen copy. copy: always a copy."
     )
-    precompute_reference: bool = setting(False, help="Compute the reference's log-probabilities once, before training.")
+    precompute_reference: bool = setting(
+        False, help="Compute the reference's log-probabilities once, before training, and keep them for later runs."
+    )
     trust_remote_code: bool = setting(False, help="Run code from the model's repository. Only for repositories that you trust.")
 
 

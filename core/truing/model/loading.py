@@ -90,3 +90,21 @@ def context_length(model: nn.Module) -> int | None:
     config: Any = model.config
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Make the model compute activations again in the backward instead of keeping them."""
+    # transformers 5.2x gave the method a new name, and the old one goes in version 6
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def disable_checkpointing(model: Any) -> None:
+    """Undo `enable_checkpointing`."""
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()
+
+
+def is_checkpointing(model: nn.Module) -> bool:
+    """Whether `enable_checkpointing` is in force."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

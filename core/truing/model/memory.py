@@ -11,6 +11,7 @@ from torch import Tensor
 
 from truing.data.batch import TreeBatch
 from truing.model.head import KEPT_BYTES
+from truing.model.loading import is_checkpointing
 from truing.model.policy import Policy
 
 MOST_TOKENS = {"cpu": 4096}
@@ -53,7 +54,7 @@ def bytes_per_token(policy: Policy, batch: TreeBatch) -> float:
     policy.train(training)
     del output
     measured = sum(kept.values()) / batch.slots
-    if not getattr(policy.causal_lm, "is_gradient_checkpointing", False):
+    if not is_checkpointing(policy.causal_lm):
         return measured
     config: Any = policy.causal_lm.config.get_text_config()
     layers = int(config.num_hidden_layers)

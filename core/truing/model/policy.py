@@ -169,7 +169,7 @@ def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective
 
 
 def loss_inputs(
-    batch: TreeBatch, output: PolicyOutput, layout: Layout, *, reference_token_logps: Tensor | None = None, state: Any = None
+    batch: TreeBatch, output: PolicyOutput, layout: Layout, *, reference_token_logps: Tensor | None = None
 ) -> LossInputs:
     """Join what the dataset says of a batch with what the models say, as a loss reads it."""
     device = output.tokens.logps.device
@@ -190,7 +190,6 @@ def loss_inputs(
         labels=per_branch([branch.label for branch in branches], torch.bool),
         ranks=per_branch([branch.rank for branch in branches], torch.int64),
         margins=_margins(batch, device),
-        state=state or {},
     )
 
 

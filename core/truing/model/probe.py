@@ -17,6 +17,7 @@ from truing.errors import ModelError, first_line
 from truing.loss import Needs
 from truing.model.attention import use_tree_attention, why_not_shared_prefix
 from truing.model.head import score_logits
+from truing.model.loading import is_checkpointing
 from truing.model.policy import Policy
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -77,7 +78,7 @@ def _head_is_plain(policy: Policy, tree: PromptTree) -> bool:
 
 
 def _why_not_cached(policy: Policy) -> str | None:
-    if getattr(policy.causal_lm, "is_gradient_checkpointing", False):
+    if is_checkpointing(policy.causal_lm):
         return "gradient checkpointing takes the cache away"  # in training only, where no probe would see it
     return "its logits are not those of its head" if policy.own_logits else None
 

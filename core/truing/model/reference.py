@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from truing.data.batch import TreeBatch, collate
-from truing.data.packing import pack
-from truing.data.tree import Trees, in_chunks
+from truing.data.batch import TreeBatch
 from truing.model.policy import Policy
 
 
@@ -21,11 +19,24 @@ class Reference(Protocol):
         """Return [T], without gradient."""
 
 
+class LiveReference(Reference, Protocol):
+    """A reference that is a model."""
+
+    @property
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """What its log-probabilities depend on, by name."""
+
+
 class AdapterOff:
     """The policy itself with its adapter off: no second model is loaded."""
 
     def __init__(self, policy: nn.Module) -> None:
         self.policy = policy
+
+    @property
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Those that do not train, without the adapter."""
+        return ((name, weight) for name, weight in self.policy.named_parameters() if not weight.requires_grad)
 
     @torch.no_grad()
     def token_logps(self, batch: TreeBatch) -> Tensor:
@@ -43,31 +54,13 @@ class FrozenCopy:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy.requires_grad_(False).eval()
 
+    @property
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """All of the copy."""
+        return self.policy.named_parameters()
+
     @torch.no_grad()
     def token_logps(self, batch: TreeBatch) -> Tensor:
         """Return [T]."""
         logps: Tensor = self.policy(batch).tokens.logps
         return logps
-
-
-class Precomputed:
-    """Log-probabilities taken once, before training, of every tree; the model that gave them can be let go."""
-
-    def __init__(self, per_sample: dict[int, Tensor]) -> None:
-        self.per_sample = per_sample
-
-    def token_logps(self, batch: TreeBatch) -> Tensor:
-        """Return [T], on the batch's device."""
-        joined = torch.cat([self.per_sample[tree.sample_id] for tree in batch.trees])
-        return joined.to(batch.targets.device)
-
-    @classmethod
-    def of(cls, reference: Reference, trees: Trees, policy: Policy, budget: int) -> Precomputed:
-        """Take the log-probabilities of all trees with `reference`, in the policy's layout."""
-        per_sample: dict[int, Tensor] = {}
-        for micro_batch in itertools.chain.from_iterable(pack(some, budget, policy.layout) for some in in_chunks(trees)):
-            batch = collate(micro_batch, policy.layout).to(policy.causal_lm.device)
-            lengths = [sum(branch.counted for branch in tree.branches) for tree in micro_batch]
-            logps = reference.token_logps(batch).cpu().split(lengths)
-            per_sample.update({tree.sample_id: part for tree, part in zip(micro_batch, logps, strict=True)})
-        return cls(per_sample)

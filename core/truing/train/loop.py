@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from truing.config import TrainConfig
+from truing.model.loading import disable_checkpointing
 from truing.train.card import model_card
 from truing.train.console import Reporter
 from truing.train.given import Given
@@ -105,7 +106,7 @@ def _finish(run: Run) -> None:
     state = run.state
     state.model.eval()
     if run.trainer.gradient_checkpointing:
-        run.policy.causal_lm.gradient_checkpointing_disable()
+        disable_checkpointing(run.policy.causal_lm)
     state.optimizer = state.scheduler = state.scaler = None
     if run.accelerator.is_main_process:
         state.model.save_pretrained(str(run.run_dir.model))

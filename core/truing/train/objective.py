@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from truing.data.batch import BatchPart, TreeBatch
-from truing.data.tree import PromptTree
-from truing.errors import PluginError
+from truing.errors import PluginError, TruingError, first_line
 from truing.loss import LossInputs, LossOutput, Needs
 from truing.model.policy import PolicyOutput, loss_inputs
 from truing.model.reference import Reference
 from truing.reduce import StepCounts, add_shares, reduce_output
 from truing.train.gather import differentiable, gather_inputs
+from truing.train.micro_batches import MicroBatch
 from truing.train.run import Run
 from truing.train.state import random_state, restore_random_state
 
@@ -46,12 +46,11 @@ class LossObjective:
     def inputs(self, part: BatchPart, output: PolicyOutput) -> LossInputs:
         """Return what the loss reads of a part."""
         logps = None if self._reference_logps is None else self._reference_logps[part.tokens]
-        state = self.run.state.loss_state
-        return loss_inputs(part.batch, output, self.run.loss.layout, reference_token_logps=logps, state=state)
+        return loss_inputs(part.batch, output, self.run.loss.layout, reference_token_logps=logps)
 
     def __call__(self, part: BatchPart, output: PolicyOutput) -> Tensor:
         """Return the part's share of the step's loss."""
-        result = self.run.loss(self.inputs(part, output))
+        result = _call(self.run, self.inputs(part, output))
         loss, shares = reduce_output(result, self.counts, len(part.batch.trees))
         add_shares(self.shares, shares)
         self.state = _state_of(self.run, result)
@@ -87,9 +86,7 @@ class KnownGradients:
 Objective = LossObjective | KnownGradients
 
 
-def make_objectives(
-    run: Run, micro_batches: Sequence[Sequence[PromptTree]], counts: StepCounts, weight: float
-) -> Sequence[Objective]:
+def make_objectives(run: Run, micro_batches: Sequence[MicroBatch], counts: StepCounts) -> Sequence[Objective]:
     """Return one objective for each micro-batch of a step; all ranks must call this together.
 
     A loss that must see the whole step is called here, once, on log-probabilities taken without gradient, unless the step is one
@@ -98,45 +95,43 @@ def make_objectives(
     single = run.accelerator.num_processes == 1 and len(micro_batches) == 1
     if single or not run.sees_whole_step:
         return [LossObjective(run=run, counts=counts, reference=run.reference) for _ in micro_batches]
-    return _differentiate_whole_step(run, micro_batches, counts, weight)
+    return _differentiate_whole_step(run, micro_batches, counts)
 
 
 def loss_shares(
-    run: Run, micro_batches: Sequence[Sequence[PromptTree]], counts: StepCounts, weight: float, reference: Reference | None
+    run: Run, micro_batches: Sequence[MicroBatch], counts: StepCounts, reference: Reference | None
 ) -> list[dict[str, Tensor]]:
     """Return what a step's worth of trees adds to the metrics, micro-batch by micro-batch; no gradient is taken."""
     if not run.sees_whole_step:
         found = []
-        for trees in micro_batches:
+        for micro_batch in micro_batches:
             objective = LossObjective(run=run, counts=counts, reference=reference)
-            output, batch = _forward(run, objective, trees)
+            output, batch = _forward(run, objective, micro_batch)
             objective(batch.whole(), output)
-            found.append(objective.shares)
+            found.append({name: share * micro_batch.weight for name, share in objective.shares.items()})
         return found
     own = _own_inputs(run, micro_batches, counts, reference)
-    inputs, _ = gather_inputs(run.accelerator, [one for one, _ in own] if weight else [])
+    inputs, _ = gather_inputs(run.accelerator, _that_count(micro_batches, own))
     return [_on_first_rank(run, reduce_output(_call(run, inputs), counts)[1])]
 
 
-def _differentiate_whole_step(
-    run: Run, micro_batches: Sequence[Sequence[PromptTree]], counts: StepCounts, weight: float
-) -> list[KnownGradients]:
+def _differentiate_whole_step(run: Run, micro_batches: Sequence[MicroBatch], counts: StepCounts) -> list[KnownGradients]:
     with torch.no_grad():
         own = _own_inputs(run, micro_batches, counts, run.reference)
-    inputs, starts = gather_inputs(run.accelerator, [one for one, _ in own] if weight else [])
+    inputs, starts = gather_inputs(run.accelerator, _that_count(micro_batches, own))
     leaves = {name: tensor.requires_grad_() for name, tensor in differentiable(inputs).items()}
     output = _call(run, inputs)
     loss, shares = reduce_output(output, counts)
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     gradients = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
     objectives = []
-    for one, random in own:
+    for micro_batch, (one, random) in zip(micro_batches, own, strict=True):
         sizes = {name: len(tensor) for name, tensor in differentiable(one).items() if name in gradients}
-        mine = {
-            name: gradients[name][starts[name] : starts[name] + size] if weight else gradients[name].new_zeros(size)
-            for name, size in sizes.items()
-        }
-        starts = {name: start + sizes.get(name, 0) for name, start in starts.items()}
+        if micro_batch.counts:
+            mine = {name: gradients[name][starts[name] : starts[name] + size] for name, size in sizes.items()}
+            starts = {name: start + sizes.get(name, 0) for name, start in starts.items()}
+        else:
+            mine = {name: gradients[name].new_zeros(size) for name, size in sizes.items()}
         objectives.append(KnownGradients(gradients=mine, random=random, shares=_on_first_rank(run, shares, nothing=True)))
     objectives[0].shares = _on_first_rank(run, shares)
     objectives[-1].state = _state_of(run, output)
@@ -144,21 +139,25 @@ def _differentiate_whole_step(
 
 
 def _own_inputs(
-    run: Run, micro_batches: Sequence[Sequence[PromptTree]], counts: StepCounts, reference: Reference | None
+    run: Run, micro_batches: Sequence[MicroBatch], counts: StepCounts, reference: Reference | None
 ) -> list[tuple[LossInputs, Any]]:
     """Return what the loss reads of each of this rank's micro-batches, and the random generators' state before its forward."""
     found = []
-    for trees in micro_batches:
+    for micro_batch in micro_batches:
         objective = LossObjective(run=run, counts=counts, reference=reference)
         random = random_state()
-        output, batch = _forward(run, objective, trees)
+        output, batch = _forward(run, objective, micro_batch)
         found.append((objective.inputs(batch.whole(), output), random))
         run.reporter.alive(run.state.step)
     return found
 
 
-def _forward(run: Run, objective: LossObjective, trees: Sequence[PromptTree]) -> tuple[PolicyOutput, TreeBatch]:
-    batch = run.lay_out(trees)
+def _that_count(micro_batches: Sequence[MicroBatch], own: Sequence[tuple[LossInputs, Any]]) -> list[LossInputs]:
+    return [inputs for micro_batch, (inputs, _) in zip(micro_batches, own, strict=True) if micro_batch.counts]
+
+
+def _forward(run: Run, objective: LossObjective, micro_batch: MicroBatch) -> tuple[PolicyOutput, TreeBatch]:
+    batch = run.lay_out(micro_batch.trees)
     with run.accelerator.autocast():
         objective.prepare(batch)
         output: PolicyOutput = run.wrapped(batch, run.needs)
@@ -166,7 +165,16 @@ def _forward(run: Run, objective: LossObjective, trees: Sequence[PromptTree]) ->
 
 
 def _call(run: Run, inputs: LossInputs) -> LossOutput:
-    return run.loss(attrs.evolve(inputs, state=run.state.loss_state))
+    """Call the loss. Raises PluginError, naming it, for an error of its own."""
+    try:
+        return run.loss(attrs.evolve(inputs, state=run.state.loss_state))
+    except (TruingError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"method {run.loss.name!r} ({type(run.loss).__module__}) failed in step {run.state.step + 1}: {first_line(error)}; "
+            "mend its plugin, or leave out what it cannot take (--debug shows where)"
+        ) from error
 
 
 def _on_first_rank(run: Run, shares: dict[str, Tensor], *, nothing: bool = False) -> dict[str, Tensor]:

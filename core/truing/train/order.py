@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeVar
 
 import attrs
 import torch
-
-Item = TypeVar("Item")
 
 
 @attrs.frozen
@@ -46,12 +42,3 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order: list[int] = torch.randperm(size, generator=generator).tolist()
     return order
-
-
-def share_of_rank(items: Sequence[Item], rank: int, ranks: int) -> tuple[list[Item], float]:
-    """Return the items that a rank computes, and the weight of their loss.
-
-    All ranks must take part in every step, so one that would have nothing borrows the first item at weight 0.
-    """
-    mine = list(items[rank::ranks])
-    return (mine, 1.0) if mine else ([items[0]], 0.0)

@@ -10,7 +10,7 @@ import attrs
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,14 +21,16 @@ from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError
 from truing.loss import Needs
-from truing.model.loading import add_adapter, context_length, disable_dropout, load_model
+from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.memory import token_budget
 from truing.model.policy import Policy
+from truing.model.precomputed import Precomputed, reference_file
 from truing.model.probe import ForwardChoice, choose_forward
-from truing.model.reference import AdapterOff, FrozenCopy, Precomputed, Reference
+from truing.model.reference import AdapterOff, FrozenCopy, Reference
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
 from truing.train.identity import run_identity
+from truing.train.micro_batches import is_sharded
 from truing.train.optimizer import make_optimizer, make_schedule
 from truing.train.order import DataOrder
 from truing.train.preconditions import check_run
@@ -66,10 +68,7 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
         if part is not None:
             part.to(accelerator.device)
     _check_vocabulary(data, policy)
-    probed = _probed(data.trees)
-    choice = choose_forward(policy, probed, config.trainer.forward)
-    budget = config.trainer.max_tokens_per_batch or token_budget(policy, collate(probed, policy.layout).to(accelerator.device))
-    reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
+    choice, budget = _choose_forward(config, policy, data.trees, reporter)
     _warn_of_half_precision(policy, reporter)
     if start is not None:
         start.adopt_forward(policy)
@@ -84,14 +83,14 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
     if accelerator.is_main_process:
         run_dir.require_space(_bytes_to_write(policy))
         _describe(run_dir, config, accelerator, data, choice, identity)
-    return Run(
+    run = Run(
         config=config,
         loss=config.method,
         accelerator=accelerator,
         policy=policy,
         wrapped=wrapped,
-        reference=_precomputed(config, accelerator, reference, data.trees, policy, budget),
-        eval_reference=_precomputed(config, accelerator, reference, data.eval_trees, policy, budget),
+        reference=reference,
+        eval_reference=reference,
         trees=data.trees,
         eval_trees=data.eval_trees,
         order=order,
@@ -110,6 +109,7 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
         run_dir=run_dir,
         reporter=reporter,
     )
+    return _precomputed(run)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -163,7 +163,7 @@ def _policy_and_start(config: TrainConfig, model: Model) -> tuple[Policy, Policy
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ModelError("no weight of the model trains (requires_grad is False for all); load a PeftModel with is_trainable=True")
     if config.trainer.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     return Policy(model, "padded").train(), start
 
 
@@ -180,13 +180,42 @@ def _reference(wrapped: nn.Module, start: Policy | None) -> Reference:
     return AdapterOff(wrapped) if start is None else FrozenCopy(start)
 
 
-def _precomputed(
-    config: TrainConfig, accelerator: Accelerator, reference: Reference | None, trees: Trees | None, policy: Policy, budget: int
-) -> Reference | None:
-    if reference is None or trees is None or not config.model.precompute_reference:
-        return reference
-    with accelerator.autocast():
-        return Precomputed.of(reference, trees, policy, budget)
+def _precomputed(run: Run) -> Run:
+    """Return the run with the reference's log-probabilities of all data taken, or found in the file of an earlier run."""
+    live = run.reference
+    if live is None or not run.config.model.precompute_reference:
+        return run
+    assert isinstance(live, (AdapterOff, FrozenCopy))
+
+    def take(trees: Trees) -> Precomputed:
+        path = reference_file(live, run.policy, trees, run.trainer.mixed_precision)
+        found = Precomputed.read(path, len(trees))
+        # ranks must agree, for they share the work of taking them
+        if not all(gather_object([found is not None])) or found is None:
+            run.reporter.say(f"reference: computing log-probabilities of {len(trees):,} rows")
+            with run.accelerator.autocast():
+                budget, alive = run.state.tokens_per_batch, lambda: run.reporter.alive(0)
+                sharing = None if is_sharded(run) else run.accelerator
+                found = Precomputed.of(live, trees, run.policy, budget, accelerator=sharing, alive=alive)
+            if run.accelerator.is_main_process:
+                found.write(path)
+        else:
+            run.reporter.say(f"reference: log-probabilities of {len(trees):,} rows found in {path}")
+        return found
+
+    reference = take(run.trees)
+    eval_reference = None if run.eval_trees is None else take(run.eval_trees)
+    return attrs.evolve(run, reference=reference, eval_reference=eval_reference)
+
+
+def _choose_forward(config: TrainConfig, policy: Policy, trees: Trees, reporter: Reporter) -> tuple[ForwardChoice, int]:
+    """Return how the policy computes, and its token budget."""
+    probed = _probed(trees)
+    choice = choose_forward(policy, probed, config.trainer.forward)
+    batch = collate(probed, policy.layout).to(policy.causal_lm.device)
+    budget = config.trainer.max_tokens_per_batch or token_budget(policy, batch)
+    reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
+    return choice, budget
 
 
 def _probed(trees: Trees) -> list[PromptTree]:

@@ -32,7 +32,7 @@ class TrainState:
     """As the run used it."""
     output_dir: Path
     """The run directory."""
-    tokens_per_batch: int
+    tokens_per_batch: int = attrs.field(repr=False)
     """Token budget of a forward: how a step is cut, which a resumed run does in the same way."""
     step: int = 0
     """Optimiser steps done."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,12 +13,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from truing.data.batch import TreeBatch
-from truing.data.packing import pack
-from truing.data.tree import PromptTree, Trees, in_chunks
+from truing.data.tree import Trees, in_chunks
 from truing.errors import PluginError, TruingError
-from truing.reduce import StepCounts, add_shares
+from truing.reduce import add_shares
+from truing.train.micro_batches import MicroBatch, count, cut
 from truing.train.objective import loss_shares, make_objectives
-from truing.train.order import share_of_rank
 from truing.train.run import Run
 
 
@@ -40,9 +39,9 @@ class StepResult:
     loss_state: dict[str, Any] | None = None
     """The loss's new state, if it returned one."""
 
-    def add(self, trees: Sequence[PromptTree], batch: TreeBatch) -> None:
+    def add(self, batch: TreeBatch) -> None:
         """Count what a micro-batch computed."""
-        self.tokens += sum(tree.num_tokens for tree in trees)
+        self.tokens += sum(tree.num_tokens for tree in batch.trees)
         self.inputs += batch.num_inputs
         self.unshared += batch.num_unshared
         self.slots += batch.slots
@@ -63,23 +62,23 @@ def train_step(run: Run) -> StepResult:
 def accumulate_gradients(run: Run) -> StepResult:
     """Leave the whole step's gradient in the policy's parameters; it does not depend on how the step is cut or shared out."""
     accelerator, state = run.accelerator, run.state
-    micro_batches, weight = _micro_batches(run, run.samples(state.step))
-    counts = _count(run, micro_batches if weight else ())
+    micro_batches = cut(run, run.samples(state.step))
+    counts = count(run, micro_batches)
     assert state.scheduler is not None
     result = StepResult(learning_rate=float(state.scheduler.get_last_lr()[0]))
-    objectives = make_objectives(run, micro_batches, counts, weight)
-    for index, (trees, objective) in enumerate(zip(micro_batches, objectives, strict=True)):
+    objectives = make_objectives(run, micro_batches, counts)
+    for index, (micro_batch, objective) in enumerate(zip(micro_batches, objectives, strict=True)):
         last = index == len(micro_batches) - 1
-        batch = run.lay_out(trees)
+        batch = run.lay_out(micro_batch.trees)
         # gradients of ranks meet once, in the last backward, so ranks may differ in their number of micro-batches
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
             with accelerator.autocast():
                 objective.prepare(batch)
                 loss = run.wrapped(batch, run.needs, objective=objective)
             # accelerate averages gradients over ranks, and the counts are those of all ranks
-            accelerator.backward(loss * weight * accelerator.num_processes)
-        add_shares(result.metrics, {name: share * weight for name, share in objective.shares.items()})
-        result.add(trees, batch)
+            accelerator.backward(loss * micro_batch.weight * accelerator.num_processes)
+        add_shares(result.metrics, {name: share * micro_batch.weight for name, share in objective.shares.items()})
+        result.add(batch)
         result.loss_state = objective.state
         run.reporter.alive(state.step)
     return result
@@ -123,12 +122,11 @@ def evaluate(run: Run) -> dict[str, float]:
     """Return the loss and metrics over the whole evaluation data, each name with the prefix eval_."""
     assert run.eval_trees is not None
     total: dict[str, Tensor] = {}
-    mine = (micro_batches for micro_batches, weight in _evaluation(run, run.eval_trees) if weight)
-    counts = _count(run, itertools.chain.from_iterable(mine))
+    counts = count(run, itertools.chain.from_iterable(_evaluation(run, run.eval_trees)))
     run.wrapped.eval()
-    for micro_batches, weight in _evaluation(run, run.eval_trees):
-        for shares in loss_shares(run, micro_batches, counts, weight, run.eval_reference):
-            add_shares(total, {name: share * weight for name, share in shares.items()})
+    for micro_batches in _evaluation(run, run.eval_trees):
+        for shares in loss_shares(run, micro_batches, counts, run.eval_reference):
+            add_shares(total, shares)
             run.reporter.alive(run.state.step)
     run.wrapped.train()
     return {f"eval_{name}": value for name, value in gather_metrics(run, total).items()}
@@ -147,22 +145,10 @@ def gather_metrics(run: Run, shares: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(names, run.accelerator.reduce(column, reduction="sum").tolist(), strict=True))
 
 
-def _evaluation(run: Run, trees: Trees) -> Iterator[tuple[list[list[PromptTree]], float]]:
-    """Yield this rank's micro-batches of some of the evaluation data, and their weight; few trees exist at a time.
+def _evaluation(run: Run, trees: Trees) -> Iterator[list[MicroBatch]]:
+    """Yield this rank's micro-batches of some of the evaluation data at a time.
 
     A loss that must see a whole step gets as many trees as a step of training has.
     """
     for some in in_chunks(trees, run.order.per_step if run.sees_whole_step else None):
-        yield _micro_batches(run, some)
-
-
-def _micro_batches(run: Run, trees: Sequence[PromptTree]) -> tuple[list[list[PromptTree]], float]:
-    """Return this rank's share of the trees, cut by token budget, and its weight."""
-    mine, weight = share_of_rank(trees, run.accelerator.process_index, run.accelerator.num_processes)
-    return pack(mine, run.state.tokens_per_batch, run.policy.layout), weight
-
-
-def _count(run: Run, micro_batches: Iterable[Sequence[PromptTree]]) -> StepCounts:
-    """Count over all ranks, before the first backward."""
-    counts = StepCounts.of(micro_batches, run.loss.layout).to_tensor(run.accelerator.device)
-    return StepCounts.from_tensor(run.accelerator.reduce(counts, reduction="sum"))
+        yield cut(run, some)
