@@ -1,6 +1,7 @@
 # The command menu. `make quickstart` and `make test` need only Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH_ENV ?= $(HOME)/.cache/truing/bench
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: quickstart test lint docs bench clean
@@ -19,12 +20,19 @@ lint: .venv/installed  ## format, style and types
 docs: .venv/installed  ## HTML pages in docs/_build/html
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html
 
-bench: .venv/installed  ## the measured figures
+bench: .venv/installed $(BENCH_ENV)/installed  ## the measured figures; TRL in an environment outside the repository
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
+	$(BENCH_ENV)/bin/python -m pytest tests/parity
+	$(BENCH_ENV)/bin/python -m tests.benchmarks.against_trl --memory
 
 .venv/installed: pyproject.toml requirements-dev.txt constraints.txt $(wildcard plugins/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+$(BENCH_ENV)/installed: pyproject.toml constraints.txt plugins/dpo/pyproject.toml
+	test -x $(BENCH_ENV)/bin/python || $(PYTHON) -m venv $(BENCH_ENV)
+	$(BENCH_ENV)/bin/python -m pip install -q trl==1.16.0 pytest pytest-timeout -e . -e ./plugins/dpo -c constraints.txt
 	touch $@
 
 clean:

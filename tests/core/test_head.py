@@ -153,3 +153,25 @@ def test_a_head_with_an_adapter_goes_through_its_module():
 def test_no_token_at_all():
     linear, hidden, _, _ = problem(3, 20, bias=False, seed=0)
     assert len(score_tokens(hidden[:0], torch.zeros(0, dtype=torch.int64), Head(linear), Needs.NOTHING).logps) == 0
+
+
+@pytest.mark.parametrize("needs", [Needs.NOTHING, ALL])
+def test_a_second_backward_gives_the_same(needs):
+    linear, hidden, targets, _ = problem(6, 40, bias=True, seed=0)
+    total = sum(column.sum() for column in score_tokens(hidden, targets, Head(linear), needs).columns if column is not None)
+    first = torch.autograd.grad(total, [hidden, linear.weight], retain_graph=True)
+    for one, other in zip(torch.autograd.grad(total, [hidden, linear.weight]), first, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+@pytest.mark.parametrize("kept", [0, 10**9])
+def test_log_probabilities_alone(monkeypatch, kept):
+    """What nearly every loss asks for has a way of its own: the logits' memory is used again."""
+    monkeypatch.setattr(head_module, "KEPT_BYTES", kept)
+    linear, hidden, targets, weights = problem(9, 40, bias=True, seed=3)
+    inputs = [hidden, *linear.parameters()]
+    scores, plain = score_tokens(hidden, targets, Head(linear), Needs.NOTHING), score_logits(linear(hidden), targets, Needs.NOTHING)
+    torch.testing.assert_close(scores.logps, plain.logps, **EXACT)
+    found, expected = (torch.autograd.grad((weights[0] * one.logps).sum(), inputs) for one in (scores, plain))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)

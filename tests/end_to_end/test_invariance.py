@@ -43,6 +43,7 @@ def test_head_and_loss_by_parts_are_those_of_the_whole(tmp_path, monkeypatch, me
     vocabulary = 260
     for name, tokens in (("parts", 20), ("none", 0)):
         monkeypatch.setattr("truing.model.head.KEPT_BYTES", 4 * vocabulary * tokens)
+        monkeypatch.setattr("truing.model.policy.PART_BYTES", 4 * vocabulary * tokens)
         require_same(step(make_run(tmp_path, name, method=method)), expected, 1e-12)
 
 

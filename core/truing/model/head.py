@@ -18,15 +18,17 @@ from torch.utils.checkpoint import checkpoint
 from truing.loss import Needs
 from truing.model.logits import Head, Logits, TokenScores, wide
 
-KEPT_BYTES = 128 * 2**20
+KEPT_BYTES = 256 * 2**20
 """Most memory of logits that are kept for the backward; beyond it they are computed twice."""
+PART_BYTES = 64 * 2**20
+"""Most memory of the logits of several trees that a loss is called for at once; more is no faster."""
 CHUNK = 1024
 """Tokens whose logits are computed at once."""
 
 
-def most_kept(head: Head) -> int:
-    """Return of how many tokens the logits can be kept."""
-    return KEPT_BYTES // (4 * int(next(head.linear.parameters()).shape[0]))
+def tokens_of(head: Head, memory: int) -> int:
+    """Return of how many tokens the logits take so many bytes."""
+    return memory // (4 * int(next(head.linear.parameters()).shape[0]))
 
 
 def score_tokens(hidden: Tensor, targets: Tensor, head: Head, needs: Needs) -> TokenScores:
@@ -131,7 +133,7 @@ class _Scores(torch.autograd.Function):
         operands = _Operands.cast(hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
             ctx.chunks = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)] or [slice(0)]
-            keep = any(ctx.needs_input_grad) and len(targets) <= most_kept(head)
+            keep = any(ctx.needs_input_grad) and len(targets) <= tokens_of(head, KEPT_BYTES)
             ctx.logits = [operands.logits(chunk, targets, head, needs, keep=keep) for chunk in ctx.chunks]
             scores = TokenScores.cat([logits.score() for logits in ctx.logits])
         ctx.set_materialize_grads(False)
@@ -168,7 +170,7 @@ class _FusedLoss(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for part in parts:
-                keep = part.size <= most_kept(head)
+                keep = part.size <= tokens_of(head, KEPT_BYTES)
                 logits = operands.logits(part.tokens, targets, head, needs, keep=keep)
                 gradients = gradients or _Gradients.of(ctx, logits)
                 value, grads = _loss_and_gradients(part.loss, logits.score())

@@ -93,10 +93,15 @@ class Logits:
     targets: Tensor
     head: Head
     needs: Needs
-    kept: list[Tensor] | None = None
-    """The tiles, where they are kept; filled by `score`."""
+    kept: list[tuple[Tensor, Tensor]] | None = None
+    """The tiles, where they are kept, and their maxima; filled by `score`. A `plain` tile is e^(logit - maximum)."""
     scores: TokenScores = attrs.field(init=False)
     lse: Tensor = attrs.field(init=False)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but e^(logit - maximum) is read again, so that it can take the logits' place in memory."""
+        return self.head.softcap is None and not self.needs & (Needs.ENTROPY | Needs.SQUARED_PROBS)
 
     def score(self) -> TokenScores:
         """Go through the tiles once."""
@@ -104,15 +109,17 @@ class Logits:
         chosen = torch.zeros((), device=self.targets.device)
         for columns in self._tiles():
             logits = self._compute(columns)
-            lses.append(logits.logsumexp(1))
             index, inside = self._locate(columns)
             chosen = chosen + logits.gather(1, index).squeeze(1) * inside
+            maxima = logits.amax(1, keepdim=True)
+            powers = (logits.sub_(maxima) if self.plain else logits - maxima).exp_()
+            sums = powers.sum(1)
+            lses.append(maxima.squeeze(1) + sums.log())
             if self.needs & (Needs.ENTROPY | Needs.SQUARED_PROBS):
-                probs = (logits - lses[-1].unsqueeze(1)).exp_()
-                entropies.append((probs * logits).sum(1))
-                squares.append(probs.square_().sum(1))
+                entropies.append((powers * logits).sum(1) / sums)
+                squares.append(powers.square_().sum(1) / sums.square())
             if self.kept is not None:
-                self.kept.append(logits)
+                self.kept.append((logits, maxima))
         by_tile = torch.stack(lses)
         self.lse = by_tile.logsumexp(0)
         shares = (by_tile - self.lse).exp_()
@@ -126,9 +133,19 @@ class Logits:
     def backward(self, grads: TokenScores, grad_weight: Tensor | None, grad_bias: Tensor | None) -> Tensor:
         """Add to the gradients of weight and bias, and return that of hidden, in fp32 (float64 for such models)."""
         grad_hidden = torch.zeros_like(self.hidden, dtype=wide(self.hidden.dtype))
+        kept, self.kept = self.kept, None  # their memory is taken, and a second backward computes them again
         for number, columns in enumerate(self._tiles()):
-            logits = self._compute(columns) if not self.kept else self.kept[number]
-            gradient = self._gradient(logits, columns, grads)
+            logits, maxima = kept[number] if kept else (self._compute(columns), None)
+            if self.plain and maxima is not None:
+                gradient = logits.mul_(-grads.logps.unsqueeze(1) * (maxima - self.lse.unsqueeze(1)).exp_())
+            else:
+                gradient = self._smooth_part(logits, grads)
+            index, inside = self._locate(columns)
+            gradient.scatter_add_(1, index, (grads.logps * inside).unsqueeze(1))
+            if self.head.softcap is not None:
+                gradient *= 1 - (logits / self.head.softcap).square_()
+            if self.head.scale != 1:
+                gradient *= self.head.scale
             if grad_bias is not None:
                 grad_bias[columns] += gradient.sum(0)
             gradient = gradient.to(self.weight.dtype)
@@ -151,27 +168,18 @@ class Logits:
         width = min(columns.stop, len(self.weight)) - columns.start
         return local.clamp(0, width - 1).unsqueeze(1), (local >= 0) & (local < width)
 
-    def _gradient(self, logits: Tensor, columns: slice, grads: TokenScores) -> Tensor:
-        """Return the gradient with respect to W h + b of a tile, [N, width]; it may take the memory of `logits`."""
-        slope = None if self.head.softcap is None else 1 - (logits / self.head.softcap).square_()
-        log_probs = logits.sub_(self.lse.unsqueeze(1))
+    def _smooth_part(self, logits: Tensor, grads: TokenScores) -> Tensor:
+        """Return the gradient with respect to the logits of a tile, but for g_logp at the targets; it may take their memory."""
+        log_probs = logits.sub_(self.lse.unsqueeze(1)) if self.plain else logits - self.lse.unsqueeze(1)
         factor = -grads.logps.unsqueeze(1)
-        if grads.entropy is None and grads.squared_probs is None:
-            gradient = log_probs.exp_().mul_(factor)
-        else:
-            probs = log_probs.exp()
-            if grads.entropy is not None:
-                assert self.scores.entropy is not None
-                factor = factor - grads.entropy.unsqueeze(1) * (log_probs + self.scores.entropy.unsqueeze(1))
-            if grads.squared_probs is not None:
-                assert self.scores.squared_probs is not None
-                factor = factor + 2 * grads.squared_probs.unsqueeze(1) * (probs - self.scores.squared_probs.unsqueeze(1))
-            gradient = probs.mul_(factor)
-        index, inside = self._locate(columns)
-        gradient.scatter_add_(1, index, (grads.logps * inside).unsqueeze(1))
-        if slope is not None:
-            gradient *= slope
-        return gradient if self.head.scale == 1 else gradient.mul_(self.head.scale)
+        if self.plain:
+            return log_probs.exp_().mul_(factor)
+        probs = log_probs.exp()
+        if grads.entropy is not None and self.scores.entropy is not None:
+            factor = factor - grads.entropy.unsqueeze(1) * (log_probs + self.scores.entropy.unsqueeze(1))
+        if grads.squared_probs is not None and self.scores.squared_probs is not None:
+            factor = factor + 2 * grads.squared_probs.unsqueeze(1) * (probs - self.scores.squared_probs.unsqueeze(1))
+        return probs.mul_(factor)
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:

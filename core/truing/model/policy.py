@@ -16,7 +16,7 @@ from truing.data.batch import BatchPart, TreeBatch
 from truing.data.layouts import Forward
 from truing.loss import Layout, LossInputs, Needs
 from truing.model.cached import cached_hidden
-from truing.model.head import Part, fused_loss, most_kept, score_logits, score_tokens
+from truing.model.head import PART_BYTES, Part, fused_loss, score_logits, score_tokens, tokens_of
 from truing.model.logits import Head, TokenScores
 
 OFFERED = Needs.REFERENCE_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
@@ -164,7 +164,7 @@ def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective
         tokens = torch.arange(part.tokens.start, part.tokens.stop, device=targets.device)
         return Part(torch.cat((tokens, prompt)), size + in_prompt, loss)
 
-    parts = batch.parts(most_kept(head)) if objective.divisible else [batch.whole()]
+    parts = batch.parts(tokens_of(head, PART_BYTES)) if objective.divisible else [batch.whole()]
     return fused_loss(hidden[predictors], targets, head, needs, [fused_part(part) for part in parts])
 
 

@@ -63,16 +63,12 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
     data = _read_data(config, given, tokenizer, model)
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
-    policy, start = _policy_and_start(config, model)
-    for part in (policy, start):
-        if part is not None:
-            part.to(accelerator.device)
+    policy, start = _policy_and_start(config, model, accelerator.device)
     _check_vocabulary(data, policy)
     choice, budget = _choose_forward(config, policy, data.trees, reporter)
     _warn_of_half_precision(policy, reporter)
     if start is not None:
         start.adopt_forward(policy)
-
     order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)
@@ -145,7 +141,7 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
     return Data(trees=trees, report=report, eval_trees=eval_trees, eval_report=eval_report)
 
 
-def _policy_and_start(config: TrainConfig, model: Model) -> tuple[Policy, Policy | None]:
+def _policy_and_start(config: TrainConfig, model: Model, device: torch.device) -> tuple[Policy, Policy | None]:
     """Return the policy, and a frozen copy of the weights that it starts from where the reference needs one.
 
     The copy has the policy's own type, so that at the first step both give the same numbers.
@@ -156,7 +152,7 @@ def _policy_and_start(config: TrainConfig, model: Model) -> tuple[Policy, Policy
     # an adapter that is there already is part of where the policy starts, so that with it off the weights are others
     needs_copy = config.model.reference == "copy" or config.model.adapter is None
     if Needs.REFERENCE_LOGPS in config.method.needs and needs_copy:
-        start = Policy(copy.deepcopy(model), "padded").requires_grad_(False).eval()
+        start = Policy(copy.deepcopy(model), "padded").requires_grad_(False).eval().to(device)
     if config.model.adapter is not None:
         assert isinstance(model, PreTrainedModel), "an adapter on an adapter was refused before"
         model = add_adapter(model, config.model.adapter)
@@ -164,7 +160,7 @@ def _policy_and_start(config: TrainConfig, model: Model) -> tuple[Policy, Policy
         raise ModelError("no weight of the model trains (requires_grad is False for all); load a PeftModel with is_trainable=True")
     if config.trainer.gradient_checkpointing:
         enable_checkpointing(model)
-    return Policy(model, "padded").train(), start
+    return Policy(model, "padded").train().to(device), start
 
 
 def _warn_of_half_precision(policy: Policy, reporter: Reporter) -> None:

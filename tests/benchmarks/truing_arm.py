@@ -1,0 +1,130 @@
+"""Truing's side of the comparisons: its own set-up and its own step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch import nn
+
+from tests.benchmarks.arms import BETA, LEARNING_RATE, MAX_GRAD_NORM, SEED, Step
+from tests.benchmarks.profiles import ADVANTAGES, LORA_RANK, Case, make_model, move_from_reference
+from truing.config import DataConfig, LoraConfig, ModelConfig, OutputConfig, TrainConfig, TrainerConfig
+from truing.data.example import DatasetStrategy, Example
+from truing.data.tree import PromptTree
+from truing.loss import Layout, Loss, LossInputs, LossOutput, Needs, Term
+from truing.model.precomputed import Precomputed
+from truing.testing import tiny_tokenizer
+from truing.train.console import Reporter
+from truing.train.given import Given
+from truing.train.order import DataOrder
+from truing.train.run import Run
+from truing.train.setup import set_up
+from truing.train.step import train_step
+from truing_dpo.dpo import DPO
+
+ROWS = [{"prompt": f"{number} and ", "chosen": "one more", "rejected": "two"} for number in range(4)]
+"""What the run is set up with, before trees of random tokens take their place."""
+PRECOMPUTED_TOKENS = 8192
+"""Of one forward that is not timed."""
+
+
+@attrs.frozen(kw_only=True)
+class FixedAdvantage(Loss):
+    """-A log pi, a mean over all tokens: GRPO on fresh samples, the advantage given by the place among a prompt's completions."""
+
+    name: ClassVar[str] = "fixed-advantage"
+    layout: ClassVar[Layout] = Layout.SINGLE
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing more."""
+        return Needs.NOTHING
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Return one term."""
+        advantages = torch.tensor(ADVANTAGES, device=inputs.lengths.device).repeat(len(inputs.lengths) // len(ADVANTAGES))
+        return LossOutput([Term(-inputs.expand(advantages) * inputs.token_logps, "token")])
+
+
+@attrs.frozen(kw_only=True)
+class Completions(DatasetStrategy):
+    """Rows with one response, for the layout that core reads no format of its own for."""
+
+    name: ClassVar[str] = "benchmark-completions"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the prompt and its response."""
+        return Example(prompt=row["prompt"], responses=(row["chosen"],))
+
+
+class TruingArm:
+    """The product's step on a run whose data are replaced by the benchmark's trees."""
+
+    name = "truing"
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self.case = case
+        given = Given(model=make_model(case.shape), tokenizer=tiny_tokenizer(), dataset=ROWS)
+        self.run = set_up(_config(case, folder), given, resume=False, reporter=Reporter(quiet=True))
+        self.run.wrapped.train()
+        move_from_reference(self.model, case.shape)
+
+    @property
+    def model(self) -> nn.Module:
+        """The policy."""
+        return self.run.state.model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """PyTorch's own, inside accelerate's."""
+        optimizer: Any = self.run.state.optimizer
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def prepare(self, batches: Sequence[Sequence[PromptTree]]) -> None:
+        """Take the reference's log-probabilities of all trees, where the case has them precomputed."""
+        if self.case.method.precomputed:
+            run, trees = self.run, [tree for batch in batches for tree in batch]
+            assert run.reference is not None
+            stored = Precomputed.of(run.reference, trees, run.policy, PRECOMPUTED_TOKENS)
+            self.run = attrs.evolve(run, reference=stored)
+
+    def step(self, trees: Sequence[PromptTree]) -> Step:
+        """Run one step on the trees, in an order of the run's own."""
+        result = train_step(_with_trees(self.run, trees))
+        self.run.state.step += 1
+        return Step(float(result.metrics["loss"]), float(result.metrics["grad_norm"]))
+
+
+def _with_trees(run: Run, trees: Sequence[PromptTree]) -> Run:
+    return attrs.evolve(run, trees=trees, order=DataOrder(len(trees), len(trees), SEED))
+
+
+def _config(case: Case, folder: Path) -> TrainConfig:
+    method = case.method
+    trainer = TrainerConfig(
+        batch_size=case.prompts,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=MAX_GRAD_NORM,
+        max_steps=10_000,
+        max_tokens_per_batch=case.tokens_per_batch,
+        seed=SEED,
+    )
+    return TrainConfig(
+        method=DPO(beta=BETA) if method.reference else FixedAdvantage(),
+        model=ModelConfig(name="given", adapter=LoraConfig(r=LORA_RANK) if method.lora else None),
+        data=(DataConfig(path="given", format=_format(method.reference)),),
+        trainer=trainer,
+        output=OutputConfig(dir=folder / "truing"),
+    )
+
+
+def _format(pairs: bool) -> DatasetStrategy:
+    from truing.data.strategies import Preference
+
+    return Preference() if pairs else Completions()

@@ -1,0 +1,56 @@
+"""The comparison with TRL runs: Truing's side of every method, tiny, without TRL."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.against_trl import SMOKE_CASES, compare, row
+from tests.benchmarks.matmul import useful_operations
+from tests.benchmarks.profiles import Case, TokenCounts, count, make_batch
+
+
+@pytest.mark.parametrize("name", SMOKE_CASES)
+def test_truings_side_of_a_case_runs(name):
+    case = Case.named(name, pairs=3)
+    said: list[str] = []
+    rounds = compare(case, ["truing"], rounds=1, say=said.append)
+    assert "loss" in said[0]
+    assert row(case, rounds, rate=1e12, memory="-").startswith(f"| {name} | - | - | ")
+
+
+def test_a_case_that_does_not_exist_is_refused_with_the_names_that_do():
+    with pytest.raises(SystemExit, match=r"no case 'dpo-h1-long'.*h256"):
+        Case.named("dpo-h1-long", pairs=8)
+
+
+def test_batches_of_a_case_differ_by_seed_alone():
+    case = Case.named("dpo-h256-chat", pairs=8)
+    assert make_batch(case, 1) == make_batch(case, 1) != make_batch(case, 2)
+    trees = make_batch(case, 1)
+    assert all(30 <= len(tree.prompt_ids) <= 300 for tree in trees)
+    assert all(50 <= len(branch.token_ids) <= 400 for tree in trees for branch in tree.branches)
+
+
+def test_useful_operations_by_hand():
+    """Two layers of 4 x 32 x 32 + 3 x 32 x 80 = 11,776 weights and a head of 32 x 300 = 9,600.
+
+    10 positions and 3 targets: 10 x 2 x 11,776 + 3 x 9,600 = 264,320 products; 2 + 4 + 2 operations each with the reference in the
+    step, 6 without. Under an adapter 2 + 2 + 2, and 6 for its own 10 x 2 x 16 x (4 x 64 + 3 x 112) = 189,440 products.
+    """
+    counts = TokenCounts(padded=0, real=0, unique=0, positions=10, targets=3)
+    for method, expected in {
+        "dpo": 8 * 264_320,
+        "dpo-precomputed": 6 * 264_320,
+        "grpo-1x8": 6 * 264_320,
+        "dpo-lora": 6 * 264_320 + 6 * 189_440,
+    }.items():
+        assert useful_operations(Case.named(f"{method}-tiny-tiny", pairs=3), counts) == expected
+
+
+def test_counts_of_a_batch_agree_with_its_trees():
+    case = Case.named("grpo-3x8-tiny-tiny", pairs=3)
+    trees = make_batch(case, 0)
+    counts = count(trees)
+    assert counts.unique == sum(tree.num_tokens for tree in trees)
+    assert counts.real - counts.unique == 7 * sum(len(tree.prompt_ids) for tree in trees)
+    assert counts.positions == counts.unique - 24
