@@ -1,14 +1,22 @@
-"""Tiny random models of the architectures whose forward is proved: what `tiny_model` is given beside the name."""
+"""Tiny random models of the architectures whose forward is proved: what `tiny_model` is given beside the name.
+
+python -m tests.core.architectures writes the documentation's page about them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from truing.model.policy import Policy
+from truing.model.probe import ForwardChoice, choose_forward
 from truing.testing import tiny_model
 
+PAGE = Path(__file__).resolve().parents[2] / "docs/reference/architectures.md"
 WINDOW = 16
 """Tokens that a sliding layer of a tiny model sees."""
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
@@ -77,3 +85,36 @@ def architecture_model(architecture: str) -> PreTrainedModel:
         for parameter in model.parameters():  # biases, norms and attention sinks, which must count as well
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
     return model
+
+
+def page(forwards: Mapping[str, tuple[str, str]]) -> str:
+    """Return the documentation's page, from each architecture's forward and the sentence that says why."""
+    rows = "".join(f"| `{name}` | `{forward}` | {why} |\n" for name, (forward, why) in sorted(forwards.items()))
+    return f"""# Architectures
+
+Which forward the probe chooses for an architecture of transformers, and what it says. Of each, a tiny random model is compared with
+plain passes of single sequences by `tests/core/test_architectures.py`: log-probabilities and every gradient, in float32, to 1e-5 of
+the largest. The test makes this page: `python -m tests.core.architectures`.
+
+`shared_prefix` computes every prompt once and pads nothing; `cached` computes every prompt once, in padded rows; `padded` is the
+plain way ([the shared-prefix forward](../explanation/shared-prefix.md)). An architecture that is not listed is probed like the
+others. With gradient checkpointing, `cached` is `padded`.
+
+| architecture | forward | why |
+|---|---|---|
+{rows}"""
+
+
+def forward_of(choice: ForwardChoice) -> tuple[str, str]:
+    """Return what the page says of a choice; why two passes failed as well is left out, for its wording is another library's."""
+    return choice.forward, choice.reason.split(", and in two passes")[0]
+
+
+if __name__ == "__main__":
+    from tests.core.test_architectures import TREES
+
+    chosen = {
+        name: forward_of(choose_forward(Policy(architecture_model(name), "padded"), TREES, "auto"))
+        for name in (*SHARED_PREFIX, *FALLBACK)
+    }
+    PAGE.write_text(page(chosen))

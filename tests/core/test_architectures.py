@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from tests.core.architectures import FALLBACK, SHARED_PREFIX, WINDOW, architecture_model
+from tests.core.architectures import FALLBACK, PAGE, SHARED_PREFIX, WINDOW, architecture_model, forward_of
 from tests.core.plain import gradients, plain_logps
 from tests.core.trees import random_trees
 from truing.data.batch import collate
@@ -46,7 +46,14 @@ def choice_checked_against_plain(architecture: str) -> ForwardChoice:
     logps = policy(collate(TREES, choice.forward)).tokens.logps
     assert relative_gap([logps], [expected]) < TOLERANCE, choice
     assert relative_gap(gradients(model, logps), expected_gradients) < TOLERANCE, choice
+    forward, why = forward_of(choice)
+    assert f"| `{architecture}` | `{forward}` | {why} |" in PAGE.read_text(), "run python -m tests.core.architectures"
     return choice
+
+
+def test_the_page_lists_no_other():
+    listed = {line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")}
+    assert listed == {*SHARED_PREFIX, *FALLBACK}
 
 
 def relative_gap(ours: list[Tensor], plain: list[Tensor]) -> float:

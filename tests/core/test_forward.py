@@ -8,6 +8,7 @@ import attrs
 import pytest
 import torch
 
+from tests.core.architectures import FALLBACK, architecture_model
 from tests.core.plain import gradients, plain_logps
 from tests.core.trees import random_trees
 from truing.data.batch import collate
@@ -50,12 +51,14 @@ def test_layout_survives_gradient_checkpointing():
         torch.testing.assert_close(one, other, **EXACT)
 
 
-def test_generation_is_unchanged_by_the_attention_function():
-    model = tiny_model()
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt_oss"])
+def test_generation_is_unchanged_by_the_attention_function(architecture):
+    """A window, capped scores and sinks are the model's own, with a cache and without a layout."""
+    model = architecture_model(architecture) if architecture == "gpt_oss" else tiny_model(architecture=architecture)
     ids = torch.tensor([[1, 20, 30, 40]])
-    before = model.generate(ids, max_new_tokens=12, do_sample=False)
+    before = model.generate(ids, max_new_tokens=24, do_sample=False)
     use_tree_attention(model)
-    assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), before)
+    assert torch.equal(model.generate(ids, max_new_tokens=24, do_sample=False), before)
 
 
 def test_a_branch_sees_neither_its_sibling_nor_another_tree():
@@ -101,7 +104,8 @@ def test_prompt_logps_entropy_and_squared_probs():
 )
 def test_probe_chooses_what_is_exact(architecture, forward, own_logits, reason):
     # falcon_h1 multiplies its logits by a number of its own, so head(decoder(x)) is not what it says
-    model = tiny_model(architecture=architecture, **({"lm_head_multiplier": 0.5} if own_logits else {}))
+    settings = {**FALLBACK["falcon_h1"], "lm_head_multiplier": 0.5} if architecture == "falcon_h1" else {}
+    model = tiny_model(architecture=architecture, **settings)
     policy = Policy(model, "padded")
     trees = random_trees(4, longest=30)
     choice = choose_forward(policy, trees, "auto")

@@ -9,7 +9,7 @@ from tests.end_to_end.steps import make_run, on_ranks, prepare_folder, step
 from truing.train import objective
 from truing.train.step import evaluate
 
-SPLITS = {"1x16": 10**6, "uneven": 120, "16x1": 1}
+SPLITS = {"1x16": 10**6, "4x4": 230, "uneven": 120, "16x1": 1}
 SUM = {"name": "dpo", "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
 STEP = "sorted-margins"
 """A loss that must see the whole step."""
@@ -26,11 +26,11 @@ def require_same(one, other, tolerance):
 @pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
 @pytest.mark.parametrize("method", ["dpo", SUM, STEP], ids=["dpo", "sum", "step"])
 def test_loss_metrics_and_every_gradient_are_the_same_to_1e_12(tmp_path, forward, method):
-    """16 pairs of uneven lengths as one micro-batch, as some, and as one each, in float64."""
+    """16 pairs of uneven lengths as one micro-batch, as four, as some, and as one each, in float64."""
     prepare_folder(tmp_path)
     expected = step(make_run(tmp_path, "1x16", method=method, forward=forward, max_tokens_per_batch=SPLITS["1x16"]))
     assert expected[0]["loss"] != 0
-    for split in ("uneven", "16x1"):
+    for split in ("4x4", "uneven", "16x1"):
         run = make_run(tmp_path, split, method=method, forward=forward, max_tokens_per_batch=SPLITS[split])
         require_same(step(run), expected, 1e-12)
 

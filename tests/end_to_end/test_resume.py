@@ -67,6 +67,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     assert "3 of 6 steps done" in done.stdout
 
 
+def test_a_checkpoint_beyond_the_run_is_refused(tmp_path):
+    config = write_config(tmp_path, max_steps=4)
+    assert truing("train", config).returncode == 0
+    done = truing("train", config, "trainer.max_steps=2", "--resume")
+    assert done.returncode == 2
+    assert "step-00000004 is of step 4, and this run has 2 steps; raise trainer.num_epochs or trainer.max_steps" in done.stderr
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
     config = write_config(tmp_path, max_steps=100_000)

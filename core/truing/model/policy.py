@@ -17,7 +17,7 @@ from truing.data.layouts import Forward
 from truing.loss import Layout, LossInputs, Needs
 from truing.model.cached import cached_hidden
 from truing.model.head import PART_BYTES, Part, fused_loss, score_logits, score_tokens, tokens_of
-from truing.model.logits import Head, TokenScores
+from truing.model.logits import Head, TokenScores, wide
 
 OFFERED = Needs.REFERENCE_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
 """What the forward and the reference can give a loss today."""
@@ -127,9 +127,9 @@ class Policy(nn.Module):
     ) -> PolicyOutput:
         values = scores = None
         if hidden is not None and Needs.VALUES in needs and self.value_head is not None:
-            values = self.value_head(hidden[batch.predictors]).squeeze(-1).float()
+            values = _read(self.value_head, hidden[batch.predictors])
         if hidden is not None and Needs.SCORES in needs and self.score_head is not None:
-            scores = self.score_head(hidden[batch.ends]).squeeze(-1).float()
+            scores = _read(self.score_head, hidden[batch.ends])
         in_prompt = score(batch.prompt_predictors, batch.prompt_targets) if Needs.PROMPT_LOGPS in needs else None
         return PolicyOutput(score(batch.predictors, batch.targets), in_prompt, values=values, scores=scores)
 
@@ -142,6 +142,11 @@ class Policy(nn.Module):
     def _adapter_off(self) -> AbstractContextManager[Any]:
         assert isinstance(self.model, PeftModel), "only a model with an adapter can turn it off"
         return self.model.disable_adapter()
+
+
+def _read(head: nn.Linear, hidden: Tensor) -> Tensor:
+    numbers: Tensor = head(hidden).squeeze(-1)
+    return numbers.to(wide(numbers.dtype))
 
 
 def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective: Objective) -> Tensor:

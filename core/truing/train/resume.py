@@ -38,13 +38,18 @@ def save(run: Run) -> Path:
 def restore(run: Run, path: Path | None) -> None:
     """Take over the newest whole checkpoint, or the one at `path`; later ones are put aside, for the run takes its own course.
 
-    Raises ConfigError when the one at `path` is damaged, or when the checkpoint belongs to another run.
+    Raises ConfigError when the one at `path` is damaged, or when the checkpoint belongs to another run or to a longer one.
     """
     for candidate in [path] if path is not None else reversed(list_checkpoints(run.run_dir.checkpoints)):
         problem = damage(candidate)
         if problem is None:
             require_same_run(candidate, run.identity)
             _load(run, candidate)
+            if run.state.step > run.total_steps:
+                raise ConfigError(
+                    f"{candidate} is of step {run.state.step}, and this run has {run.total_steps} steps; raise trainer.num_epochs "
+                    "or trainer.max_steps, or resume from an earlier one (--resume CHECKPOINT)"
+                )
             run.reporter.say(f"resumed from {candidate}: {run.state.step} of {run.total_steps} steps done")
             break
         if path is not None:
