@@ -159,6 +159,10 @@ class LossInputs:
         return Side(self, 1)
 
 
+POLICY_FIELDS = ("token_logps", "token_entropy", "token_squared_probs", "token_values", "prompt_token_logps", "scores")
+"""The fields of LossInputs that the policy's forward gives, which carry a gradient."""
+
+
 @attrs.frozen(eq=False)
 class Side:
     """One side of a PAIRED batch: its P branches in pair order, or its tokens."""

@@ -28,27 +28,18 @@ class StepCounts:
 
     @classmethod
     def of(cls, micro_batches: Iterable[Sequence[PromptTree]], layout: Layout) -> StepCounts:
-        """Count one rank's micro-batches."""
+        """Count the trees of a step, those of all ranks, in any number of lots."""
         counts = dict.fromkeys((field.name for field in attrs.fields(cls)), 0)
         for trees in micro_batches:
             for tree in trees:
-                in_prompt = sum(tree.prompt_mask[1:])  # nothing predicts the first token
+                in_prompt = tree.counted_in_prompt
                 counts["example"] += 1
                 counts["sequence"] += len(tree.branches)
-                counts["token"] += in_prompt + sum(branch.counted for branch in tree.branches)
+                counts["token"] += in_prompt + tree.counted
                 if layout is Layout.PAIRED:
                     counts["pair"] += 1
                     counts["chosen_token"] += in_prompt + tree.branches[0].counted
         return cls(**{key: float(count) for key, count in counts.items()})
-
-    def to_tensor(self, device: torch.device) -> Tensor:
-        """Return the counts in the order of their fields, for a sum over ranks."""
-        return torch.tensor(attrs.astuple(self), dtype=torch.float64, device=device)
-
-    @classmethod
-    def from_tensor(cls, counts: Tensor) -> StepCounts:
-        """Make counts of what `to_tensor` gave."""
-        return cls(*counts.tolist())
 
 
 def reduce_term(term: Term, counts: StepCounts, examples: float | None = None) -> Tensor:

@@ -61,6 +61,43 @@ def test_generation_is_unchanged_by_the_attention_function(architecture):
     assert torch.equal(model.generate(ids, max_new_tokens=24, do_sample=False), before)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
+def test_padding_on_the_left_does_not_matter(architecture):
+    """A padded position sees nothing, which must not become NaN."""
+    model = tiny_model(architecture=architecture)
+    use_tree_attention(model)
+    ids = torch.tensor([[0] * 20 + [20, 30, 40], list(range(20, 43))])
+    mask = torch.tensor([[0] * 20 + [1] * 3, [1] * 23])
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    alone = model.generate(ids[:1, 20:], max_new_tokens=6, do_sample=False)
+    assert torch.equal(together[0, 20:], alone[0])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_a_model_that_was_probed_is_probed_again_as_it_came(architecture):
+    model = tiny_model(architecture=architecture)
+    trees = random_trees(3, longest=30)
+    first = choose_forward(Policy(model, "padded"), trees, "auto")
+    assert choose_forward(Policy(model, "padded"), trees, "auto") == first
+    assert first.forward == "shared_prefix"
+
+
+def test_too_little_memory_is_no_reason_to_choose_another_forward(monkeypatch):
+    def exhausted(*arguments, **options):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr("truing.model.attention.flash_attention", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_forward(Policy(tiny_model(), "padded"), random_trees(2), "auto")
+
+
+def test_a_model_that_says_nan_is_named():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    assert "not finite" in choose_forward(Policy(model, "padded"), random_trees(2), "auto").reason
+
+
 def test_a_branch_sees_neither_its_sibling_nor_another_tree():
     model = tiny_model(dtype=torch.float64)
     use_tree_attention(model)

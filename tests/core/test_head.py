@@ -113,6 +113,16 @@ def test_logits_far_apart_do_not_overflow():
     assert gradient.isfinite().all()
 
 
+def test_a_token_that_the_head_never_says_leaves_the_others_alone():
+    """A bias of -inf masks an entry of the vocabulary, here in another tile than the targets."""
+    linear, hidden, targets, _ = problem(6, 40, bias=True, seed=1)
+    with torch.no_grad():
+        linear.bias[13] = float("-inf")
+    targets = targets.clamp(max=12)
+    scores = score_tokens(hidden, targets, Head(linear), Needs.NOTHING)
+    torch.testing.assert_close(scores.logps, score_logits(linear(hidden), targets, Needs.NOTHING).logps, **EXACT)
+
+
 def test_under_bf16_sums_are_in_fp32():
     """Logits are bf16 products; what is summed over 40 of them is as exact as in fp32."""
     linear, hidden, targets, _ = problem(6, 40, bias=False, seed=2)

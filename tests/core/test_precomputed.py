@@ -70,5 +70,8 @@ def test_the_name_depends_on_all_that_the_numbers_depend_on(reference, trees):
     other_mask = attrs.evolve(first.branches[0], loss_mask=(True, *(False,) * (len(first.branches[0].token_ids) - 1)))
     other_trees = dataset([attrs.evolve(first, branches=(other_mask, first.branches[1])), *random_trees(7)[1:]])
     theta = FrozenCopy(Policy(tiny_model(rope_parameters={"rope_type": "default", "rope_theta": 500.0}), "padded"))
+    buffered = FrozenCopy(Policy(tiny_model(), "padded"))
+    buffered.policy.causal_lm.model.rotary_emb.inv_freq *= 2
+    assert name(buffered) != name()
     names = {name(), name(changed), name(theta), name(trees=other_trees), name(precision="bf16")}
     assert len(names) == 5

@@ -27,7 +27,7 @@ from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.run import Run
 from truing.train.setup import set_up
-from truing.train.step import accumulate_gradients, gather_metrics
+from truing.train.step import accumulate_gradients, gather_metrics, train_step
 
 
 @attrs.frozen(kw_only=True)
@@ -73,7 +73,7 @@ def make_run(
     """Return a run on the folder's model and data, away from its reference, where the loss's curvature shows."""
     source = {"path": str(folder / "rows.jsonl"), "format": "preference"}
     values = {
-        "method": SortedMargins() if method == SortedMargins.name else method,
+        "method": OWN.get(method, method) if isinstance(method, str) else method,
         "model": {"name": str(folder / "model"), "dtype": dtype},
         "data": source,
         "eval_data": source if eval_rows else None,
@@ -86,6 +86,24 @@ def make_run(
         for weight in run.policy.parameters():
             weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype))
     return run
+
+
+@attrs.frozen(kw_only=True)
+class SomeMargins(Loss):
+    """Learns from pairs with a positive margin only, so that a micro-batch may have nothing to learn from."""
+
+    name: ClassVar[str] = "some-margins"
+    layout: ClassVar[Layout] = Layout.PAIRED
+    needs: ClassVar[Needs] = Needs.NOTHING
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Return one term."""
+        kept = [margin for margin in inputs.chosen.mean_logps - inputs.rejected.mean_logps if margin > 0]
+        values = torch.stack(kept) if kept else torch.zeros(0, dtype=inputs.token_logps.dtype)
+        return LossOutput(terms=[Term(values, "pair")])
+
+
+OWN = {loss.name: loss for loss in (SortedMargins(), SomeMargins())}
 
 
 def step(run: Run) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -124,6 +142,9 @@ if __name__ == "__main__":
     shared = make_run(place, "ranks", **settings)
     shared = shard(shared) if sharded else shared
     metrics, found = step(shared)
+    if sharded:
+        shared.state.optimizer.zero_grad()
+        gather_metrics(shared, train_step(shared).metrics)
     if shared.accelerator.is_main_process:
         (place / "ranks.json").write_text(json.dumps(metrics))
         save_file(found, place / "ranks.safetensors")

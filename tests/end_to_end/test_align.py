@@ -111,6 +111,14 @@ def test_a_later_run_finds_the_reference_of_an_earlier_one(tmp_path, cache, caps
     assert curves[0] == curves[1]
 
 
+def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRUING_CACHE", str(tmp_path / "file"))
+    save_tiny_model(tmp_path / "model")
+    truing.align(config=truing_config(tmp_path, "run", True, {}, "no"))
+    assert "reference: not kept for later runs" in capsys.readouterr().out
+
+
 def truing_config(folder, name, precompute, options, precision):
     from truing.config import build_config
     from truing.registry import Registry

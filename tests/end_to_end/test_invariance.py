@@ -43,7 +43,7 @@ def test_head_and_loss_by_parts_are_those_of_the_whole(tmp_path, monkeypatch, me
     vocabulary = 260
     for name, tokens in (("parts", 20), ("none", 0)):
         monkeypatch.setattr("truing.model.head.KEPT_BYTES", 4 * vocabulary * tokens)
-        monkeypatch.setattr("truing.model.policy.PART_BYTES", 4 * vocabulary * tokens)
+        monkeypatch.setattr("truing.model.head.PART_BYTES", 4 * vocabulary * tokens)
         require_same(step(make_run(tmp_path, name, method=method)), expected, 1e-12)
 
 
@@ -97,6 +97,19 @@ def test_an_evaluation_in_chunks_is_the_same(tmp_path, monkeypatch):
         monkeypatch.setattr("truing.data.tree.CHUNK", chunk)
         metrics.append(evaluate(make_run(tmp_path, f"run-{chunk}", method=SUM, eval_rows=True)))
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-9)
+
+
+def test_micro_batches_without_anything_to_learn_from_change_nothing(tmp_path):
+    prepare_folder(tmp_path)
+    expected = step(make_run(tmp_path, "whole", method="some-margins"))
+    assert expected[0]["loss"] > 0
+    require_same(step(make_run(tmp_path, "cut", method="some-margins", max_tokens_per_batch=1)), expected, 1e-12)
+
+
+def test_a_coefficient_is_averaged_over_the_steps_of_an_evaluation(tmp_path):
+    prepare_folder(tmp_path)
+    run = make_run(tmp_path, "run", method=STEP, eval_rows=True, batch_size=4)
+    assert evaluate(run)["eval_calls"] == pytest.approx(1.0)
 
 
 def test_a_loss_of_the_whole_step_evaluates_a_step_at_a_time(tmp_path):

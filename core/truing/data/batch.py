@@ -40,6 +40,12 @@ class TreeBatch:
     """[Q] int64."""
     prompt_tree_ids: Tensor
     """[Q] int64."""
+    labels: Tensor | None
+    """[B] bool, where every branch has one."""
+    ranks: Tensor | None
+    """[B] int64, where every branch has one."""
+    margins: Tensor | None
+    """[B] float, where any tree has one; 0 for one that has none."""
     ends: Tensor | None
     """[B] int64, the flat position of each branch's last token, where that is an input."""
     slots: int
@@ -51,8 +57,7 @@ class TreeBatch:
 
     def parts(self, most_tokens: int) -> Iterator[BatchPart]:
         """Yield consecutive trees with at most `most_tokens` counted tokens together; a tree with more is a part of its own."""
-        counted = [sum(branch.counted for branch in tree.branches) for tree in self.trees]
-        in_prompt = [sum(tree.prompt_mask[1:]) for tree in self.trees]
+        counted, in_prompt = [tree.counted for tree in self.trees], [tree.counted_in_prompt for tree in self.trees]
         branches = [len(tree.branches) for tree in self.trees]
         first = 0
         while first < len(self.trees):
@@ -79,6 +84,9 @@ class TreeBatch:
             prompt_predictors=self.prompt_predictors[prompt_tokens],
             prompt_targets=self.prompt_targets[prompt_tokens],
             prompt_tree_ids=self.prompt_tree_ids[prompt_tokens] - trees.start,
+            labels=None if self.labels is None else self.labels[branches],
+            ranks=None if self.ranks is None else self.ranks[branches],
+            margins=None if self.margins is None else self.margins[branches],
             ends=None if self.ends is None else self.ends[branches],
         )
         return BatchPart(part, tokens, prompt_tokens, branches)
@@ -135,6 +143,19 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
         slots=placement.slots,
         num_inputs=unshared if forward == "padded" else in_prompts + in_branches,
         num_unshared=unshared,
+        labels=_column([branch.label for tree in trees for branch in tree.branches], torch.bool),
+        ranks=_column([branch.rank for tree in trees for branch in tree.branches], torch.int64),
+        margins=_margins(trees),
         ends=torch.tensor(ends) if with_ends else None,
         **predictions(trees, placement),
     )
+
+
+def _column(values: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
+    return None if any(value is None for value in values) else torch.tensor(values, dtype=dtype)
+
+
+def _margins(trees: Sequence[PromptTree]) -> Tensor | None:
+    if all(tree.margin is None for tree in trees):
+        return None
+    return torch.tensor([tree.margin or 0.0 for tree in trees for _ in tree.branches])

@@ -49,6 +49,16 @@ class PromptTree:
     columns: Mapping[str, Any] = attrs.field(factory=dict, eq=False)
 
     @property
+    def counted(self) -> int:
+        """How many tokens of the branches the loss counts."""
+        return sum(branch.counted for branch in self.branches)
+
+    @property
+    def counted_in_prompt(self) -> int:
+        """How many tokens of the prompt it counts; nothing predicts the first one."""
+        return sum(self.prompt_mask[1:])
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that the shared-prefix forward computes: the prompt once, and every branch."""
         return len(self.prompt_ids) + sum(len(branch.token_ids) for branch in self.branches)

@@ -112,7 +112,9 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rul
     scores = query @ _repeat_heads(key, query).transpose(-1, -2) * scale
     if rules.softcap is not None:
         scores = rules.softcap * (scores / rules.softcap).tanh()
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~visible, float("-inf"))
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    # not -inf: padding on the left sees nothing, and its NaN would reach what it is masked from, times zero
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     if rules.sinks is not None:
         column = rules.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat((scores, column), dim=-1)
@@ -136,6 +138,12 @@ def use_tree_attention(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, tree_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+def use_own_attention(model: PreTrainedModel) -> None:
+    """Undo `use_tree_attention`."""
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
 
 
 def why_not_shared_prefix(model: PreTrainedModel) -> str | None:

@@ -19,16 +19,31 @@ from truing.loss import Needs
 from truing.model.logits import Head, Logits, TokenScores, wide
 
 KEPT_BYTES = 256 * 2**20
-"""Most memory of logits that are kept for the backward; beyond it they are computed twice."""
+"""On a CPU, most memory of logits that are kept for the backward; beyond it they are computed twice."""
 PART_BYTES = 64 * 2**20
-"""Most memory of the logits of several trees that a loss is called for at once; more is no faster."""
+"""On a CPU, most memory of the logits of several trees that a loss is called for at once; more is no faster."""
+KEPT_SHARE, PART_SHARE = 1 / 16, 1 / 32
+"""The same elsewhere, of the device's memory."""
 CHUNK = 1024
 """Tokens whose logits are computed at once."""
 
 
-def tokens_of(head: Head, memory: int) -> int:
-    """Return of how many tokens the logits take so many bytes."""
-    return memory // (4 * int(next(head.linear.parameters()).shape[0]))
+def kept_bytes(device: torch.device) -> int:
+    """Return how much memory logits may take that are kept for the backward."""
+    return int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else KEPT_BYTES
+
+
+def tokens_kept(head: Head) -> int:
+    """Return of how many tokens the logits can be kept for the backward."""
+    weight = next(head.linear.parameters())
+    return kept_bytes(weight.device) // (4 * weight.shape[0])
+
+
+def tokens_together(head: Head) -> int:
+    """Return how many tokens a loss is called for at once, where these are of several trees."""
+    weight = next(head.linear.parameters())
+    total = torch.cuda.get_device_properties(weight.device).total_memory if weight.device.type == "cuda" else 0
+    return int(PART_SHARE * total if total else PART_BYTES) // (4 * weight.shape[0])
 
 
 def score_tokens(hidden: Tensor, targets: Tensor, head: Head, needs: Needs) -> TokenScores:
@@ -37,7 +52,8 @@ def score_tokens(hidden: Tensor, targets: Tensor, head: Head, needs: Needs) -> T
     Logits have the type of the forward, and what is summed over them float32 (float64 for such models).
     """
     if head.is_linear:
-        return TokenScores(*_score(hidden, head.linear.weight, head.linear.bias, targets, head, needs))
+        keep = torch.is_grad_enabled() and len(targets) <= tokens_kept(head)
+        return TokenScores(*_score(hidden, head.linear.weight, head.linear.bias, targets, head, needs, keep))
     parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
     return TokenScores.cat([_score_foreign(chunk, ids, head, needs) for chunk, ids in parts])
 
@@ -117,6 +133,15 @@ class _Gradients(NamedTuple):
         )
 
 
+def _chunks(size: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)] or [slice(0, 0)]
+
+
+def _within(tokens: Tensor | slice, chunk: slice) -> Tensor | slice:
+    """Return a chunk of the tokens, in the numbering that they are in."""
+    return tokens[chunk] if isinstance(tokens, Tensor) else slice(tokens.start + chunk.start, tokens.start + chunk.stop)
+
+
 def _cast(
     dtypes: tuple[torch.dtype, torch.dtype], hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -128,12 +153,11 @@ def _cast(
 class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, needs: Needs
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, needs: Needs, keep: bool
     ) -> tuple[Tensor | None, ...]:
         operands = _Operands.cast(hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
-            ctx.chunks = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)] or [slice(0)]
-            keep = any(ctx.needs_input_grad) and len(targets) <= tokens_of(head, KEPT_BYTES)
+            ctx.chunks = _chunks(len(targets))
             ctx.logits = [operands.logits(chunk, targets, head, needs, keep=keep) for chunk in ctx.chunks]
             scores = TokenScores.cat([logits.score() for logits in ctx.logits])
         ctx.set_materialize_grads(False)
@@ -149,7 +173,7 @@ class _Scores(torch.autograd.Function):
         gradients = _Gradients.of(ctx, ctx.logits[0])
         with torch.autocast(logps.device.type, enabled=False):
             rows = [logits.backward(scores[chunk], *gradients) for logits, chunk in zip(ctx.logits, ctx.chunks, strict=True)]
-        return (*_cast(ctx.dtypes, torch.cat(rows), *gradients), None, None, None)
+        return (*_cast(ctx.dtypes, torch.cat(rows), *gradients), None, None, None, None)
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -170,12 +194,15 @@ class _FusedLoss(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for part in parts:
-                keep = part.size <= tokens_of(head, KEPT_BYTES)
-                logits = operands.logits(part.tokens, targets, head, needs, keep=keep)
-                gradients = gradients or _Gradients.of(ctx, logits)
-                value, grads = _loss_and_gradients(part.loss, logits.score())
+                keep = part.size <= tokens_kept(head)
+                chunks = [slice(0, part.size)] if keep else _chunks(part.size)
+                at = [_within(part.tokens, chunk) for chunk in chunks]
+                logits = [operands.logits(tokens, targets, head, needs, keep=keep) for tokens in at]
+                gradients = gradients or _Gradients.of(ctx, logits[0])
+                value, grads = _loss_and_gradients(part.loss, TokenScores.cat([one.score() for one in logits]))
                 total = total + value
-                grad_hidden[part.tokens] = logits.backward(grads, *gradients)
+                for one, tokens, chunk in zip(logits, at, chunks, strict=True):
+                    grad_hidden[tokens] = one.backward(grads[chunk], *gradients)
         ctx.save_for_backward(grad_hidden, *(gradients or (None, None)))
         ctx.dtypes = hidden.dtype, weight.dtype
         return total

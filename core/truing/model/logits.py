@@ -65,8 +65,9 @@ class Head:
     def of(cls, causal_lm: Any) -> Head:
         """Read it off a transformers model; whether that is all the model does is for the probe to say."""
         config = causal_lm.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        return cls(causal_lm.get_output_embeddings(), float(scale), getattr(config, "final_logit_softcapping", None))
+        numbers = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+        factor, divisor, softcap = (number if isinstance(number, int | float) else None for number in numbers)
+        return cls(causal_lm.get_output_embeddings(), float(factor or 1 / (divisor or 1)), softcap)
 
     @property
     def is_linear(self) -> bool:
@@ -110,7 +111,7 @@ class Logits:
         for columns in self._tiles():
             logits = self._compute(columns)
             index, inside = self._locate(columns)
-            chosen = chosen + logits.gather(1, index).squeeze(1) * inside
+            chosen = chosen + torch.where(inside, logits.gather(1, index).squeeze(1), 0)
             maxima = logits.amax(1, keepdim=True)
             powers = (logits.sub_(maxima) if self.plain else logits - maxima).exp_()
             sums = powers.sum(1)

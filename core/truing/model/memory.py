@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from truing.data.batch import TreeBatch
-from truing.model.head import KEPT_BYTES
+from truing.model.head import kept_bytes
 from truing.model.loading import is_checkpointing
 from truing.model.policy import Policy
 
@@ -30,7 +30,7 @@ def token_budget(policy: Policy, batch: TreeBatch) -> int:
     """
     device = batch.targets.device
     trained = sum(weight.numel() * weight.element_size() for weight in policy.parameters() if weight.requires_grad)
-    room = SHARE * free_bytes(device) - 3 * trained - KEPT_BYTES
+    room = SHARE * free_bytes(device) - 3 * trained - kept_bytes(device)
     most = MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
     fitting = max(LEAST_TOKENS, min(most, int(room / bytes_per_token(policy, batch))))
     return 1 << (fitting.bit_length() - 1)

@@ -16,7 +16,7 @@ from truing.data.batch import BatchPart, TreeBatch
 from truing.data.layouts import Forward
 from truing.loss import Layout, LossInputs, Needs
 from truing.model.cached import cached_hidden
-from truing.model.head import PART_BYTES, Part, fused_loss, score_logits, score_tokens, tokens_of
+from truing.model.head import Part, fused_loss, score_logits, score_tokens, tokens_together
 from truing.model.logits import Head, TokenScores, wide
 
 OFFERED = Needs.REFERENCE_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
@@ -135,7 +135,8 @@ class Policy(nn.Module):
 
     def _fuses(self, head: Head, needs: Needs) -> bool:
         # in fp16 gradients must be scaled before they are rounded, which happens in the backward only
-        half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.float16
+        device = self.causal_lm.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         read_by_heads = needs & (Needs.VALUES | Needs.SCORES)
         return head.is_linear and not half and not read_by_heads and torch.is_grad_enabled()
 
@@ -169,7 +170,7 @@ def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective
         tokens = torch.arange(part.tokens.start, part.tokens.stop, device=targets.device)
         return Part(torch.cat((tokens, prompt)), size + in_prompt, loss)
 
-    parts = batch.parts(tokens_of(head, PART_BYTES)) if objective.divisible else [batch.whole()]
+    parts = batch.parts(tokens_together(head)) if objective.divisible else [batch.whole()]
     return fused_loss(hidden[predictors], targets, head, needs, [fused_part(part) for part in parts])
 
 
@@ -177,12 +178,6 @@ def loss_inputs(
     batch: TreeBatch, output: PolicyOutput, layout: Layout, *, reference_token_logps: Tensor | None = None
 ) -> LossInputs:
     """Join what the dataset says of a batch with what the models say, as a loss reads it."""
-    device = output.tokens.logps.device
-    branches = [branch for tree in batch.trees for branch in tree.branches]
-
-    def per_branch(values: list[Any], dtype: torch.dtype) -> Tensor | None:
-        return None if any(value is None for value in values) else torch.tensor(values, dtype=dtype, device=device)
-
     fields: dict[str, Any] = output.differentiable()
     return LossInputs(
         layout=layout,
@@ -192,14 +187,7 @@ def loss_inputs(
         prompt_tree_ids=batch.prompt_tree_ids if output.prompt_tokens else None,
         **fields,
         reference_token_logps=reference_token_logps,
-        labels=per_branch([branch.label for branch in branches], torch.bool),
-        ranks=per_branch([branch.rank for branch in branches], torch.int64),
-        margins=_margins(batch, device),
+        labels=batch.labels,
+        ranks=batch.ranks,
+        margins=batch.margins,
     )
-
-
-def _margins(batch: TreeBatch, device: torch.device) -> Tensor | None:
-    if all(tree.margin is None for tree in batch.trees):
-        return None
-    per_tree = torch.tensor([tree.margin or 0.0 for tree in batch.trees], device=device)
-    return per_tree[batch.tree_ids]

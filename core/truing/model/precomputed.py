@@ -21,10 +21,11 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from truing.data.batch import TreeBatch, collate
 from truing.data.packing import pack
-from truing.data.tree import PromptTree, Trees, in_chunks
+from truing.data.tree import Trees, in_chunks
 from truing.model.policy import Policy
 from truing.model.reference import LiveReference, Reference
 
@@ -64,8 +65,9 @@ class Precomputed:
         mine = (some[rank::ranks] for some in in_chunks(trees))
         for micro_batch in itertools.chain.from_iterable(pack(some, budget, policy.layout) for some in mine if some):
             batch = collate(micro_batch, policy.layout).to(policy.causal_lm.device)
-            logps = reference.token_logps(batch).cpu().split([_counted(tree) for tree in micro_batch])
-            found.update({tree.sample_id: part for tree, part in zip(micro_batch, logps, strict=True)})
+            logps = reference.token_logps(batch).cpu().split([tree.counted for tree in micro_batch])
+            # copies, for a view would be sent with all that it is a view of
+            found.update({tree.sample_id: part.clone() for tree, part in zip(micro_batch, logps, strict=True)})
             alive()
         if ranks > 1:
             found = {sample: logps for part in gather_object([found]) for sample, logps in part.items()}
@@ -97,10 +99,6 @@ class Precomputed:
         return _digest([("logps", self.logps), ("starts", self.starts)])
 
 
-def _counted(tree: PromptTree) -> int:
-    return sum(branch.counted for branch in tree.branches)
-
-
 def reference_file(reference: LiveReference, policy: Policy, trees: Trees, precision: str) -> Path:
     """Return where the log-probabilities of these trees under this reference are kept."""
     config = {key: value for key, value in policy.causal_lm.config.to_dict().items() if key not in _NOT_NUMBERS}
@@ -123,6 +121,8 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Return a hash of names, shapes and every number."""
     digest = xxhash.xxh3_128()
     for name, tensor in tensors:
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        name = name.removeprefix("module.")  # of a model that DistributedDataParallel wraps
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from truing.data.layouts import Forward
 from truing.data.tree import PromptTree
 from truing.errors import ModelError, first_line
 from truing.loss import Needs
-from truing.model.attention import use_tree_attention, why_not_shared_prefix
+from truing.model.attention import use_own_attention, use_tree_attention, why_not_shared_prefix
 from truing.model.head import score_logits
 from truing.model.loading import is_checkpointing
 from truing.model.policy import Policy
@@ -48,12 +48,15 @@ def choose_forward(
     not exact, of two passes over a cache. Raises ModelError when shared_prefix is demanded and not exact.
     """
     model = policy.causal_lm
-    policy.eval()  # dropout would make any two passes differ
+    _stop_dropout(policy)
+    use_own_attention(model)  # which an earlier run may have replaced
     policy.layout = "padded"
     policy.own_logits = not _head_is_plain(policy, trees[0])
     if wanted == "padded":
         return ForwardChoice("padded", policy.own_logits, "padded rows, as trainer.forward asks")
     plain = _logps_and_gradients(policy, trees, "padded")
+    if not plain[0].isfinite().all():
+        return ForwardChoice("padded", policy.own_logits, "padded rows, because the model's own log-probabilities are not finite")
     problem = why_not_shared_prefix(model) or _try_shared_prefix(policy, trees, plain)
     if problem is None:
         policy.layout = "shared_prefix"
@@ -65,6 +68,14 @@ def choose_forward(
         policy.layout = "cached"
         return ForwardChoice("cached", False, f"every prompt computed once, in a pass of its own, because {problem}")
     return ForwardChoice("padded", policy.own_logits, f"padded rows, because {problem}, and in two passes {cache_problem}")
+
+
+def _stop_dropout(policy: Policy) -> None:
+    """Make two passes comparable, and leave gradient checkpointing on, without which a probe might need more than training."""
+    policy.eval()
+    for module in policy.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
 
 
 def _head_is_plain(policy: Policy, tree: PromptTree) -> bool:
@@ -97,6 +108,8 @@ def _compare(policy: Policy, trees: Sequence[PromptTree], forward: Forward, plai
     """Return in what a forward differs from plain numbers, or None."""
     try:
         logps, gradients = _logps_and_gradients(policy, trees, forward)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # what a foreign model does with inputs that it cannot take is its own
         return f"its code fails ({first_line(error)[:160]})"
     finally:

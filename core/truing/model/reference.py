@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -36,7 +37,8 @@ class AdapterOff:
     @property
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Those that do not train, without the adapter."""
-        return ((name, weight) for name, weight in self.policy.named_parameters() if not weight.requires_grad)
+        frozen = ((name, weight) for name, weight in self.policy.named_parameters() if not weight.requires_grad)
+        return itertools.chain(frozen, self.policy.named_buffers())
 
     @torch.no_grad()
     def token_logps(self, batch: TreeBatch) -> Tensor:
@@ -57,7 +59,7 @@ class FrozenCopy:
     @property
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """All of the copy."""
-        return self.policy.named_parameters()
+        return itertools.chain(self.policy.named_parameters(), self.policy.named_buffers())
 
     @torch.no_grad()
     def token_logps(self, batch: TreeBatch) -> Tensor:

@@ -25,9 +25,6 @@ NEED_FIELDS: Mapping[Needs, tuple[str, ...]] = {
 }
 """The fields of LossInputs that each need brings. One that two needs bring is there when both are named."""
 
-POLICY_FIELDS = ("token_logps", "token_entropy", "token_squared_probs", "token_values", "scores", "prompt_token_logps")
-"""The fields that carry a gradient."""
-
 DEFAULT_BRANCHES: Mapping[Layout, int] = {
     Layout.SINGLE: 1,
     Layout.PAIRED: 2,

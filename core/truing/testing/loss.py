@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from truing.loss import Layout, Loss, LossInputs, LossOutput, Needs, Term
+from truing.loss import POLICY_FIELDS, Layout, Loss, LossInputs, LossOutput, Needs, Term
 from truing.testing.advantages import check_advantages, with_advantages
 from truing.testing.calculation import Calculation, close, same_value
-from truing.testing.inputs import POLICY_FIELDS, fake_inputs, take_trees
+from truing.testing.inputs import fake_inputs, take_trees
 from truing.testing.settings import as_settings
 
 ORDER = (2, 0, 1)

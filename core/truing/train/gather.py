@@ -12,10 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from truing.loss import LossInputs
+from truing.loss import POLICY_FIELDS, LossInputs
 
-DIFFERENTIABLE = ("token_logps", "token_entropy", "token_squared_probs", "token_values", "prompt_token_logps", "scores")
-"""Fields of LossInputs that the policy's forward gives."""
 _COUNTED_BY = {
     "sequence_ids": "lengths",
     "mismatched_sequence_ids": "lengths",
@@ -27,7 +25,7 @@ _COUNTED_BY = {
 
 def differentiable(inputs: LossInputs) -> dict[str, Tensor]:
     """Return the fields that the policy's forward gives, those that are there."""
-    return {name: tensor for name in DIFFERENTIABLE if (tensor := getattr(inputs, name)) is not None}
+    return {name: tensor for name in POLICY_FIELDS if (tensor := getattr(inputs, name)) is not None}
 
 
 def join_inputs(parts: Sequence[LossInputs]) -> LossInputs:
@@ -61,8 +59,10 @@ def gather_inputs(accelerator: Accelerator, own: Sequence[LossInputs]) -> tuple[
 
     A rank may have none; all ranks must call this together.
     """
-    mine = _moved(join_inputs(own), torch.device("cpu")) if own else None
-    by_rank = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
+    if accelerator.num_processes == 1:
+        alone = _moved(join_inputs(own), accelerator.device)
+        return alone, dict.fromkeys(differentiable(alone), 0)
+    by_rank = gather_object([_moved(join_inputs(own), torch.device("cpu")) if own else None])
     before = [inputs for inputs in by_rank[: accelerator.process_index] if inputs is not None]
     inputs = join_inputs([inputs for inputs in by_rank if inputs is not None])
     starts = {name: sum(len(getattr(other, name)) for other in before) for name in differentiable(inputs)}

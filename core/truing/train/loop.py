@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from truing.config import TrainConfig
+from truing.model.attention import use_own_attention
 from truing.model.loading import disable_checkpointing
 from truing.train.card import model_card
 from truing.train.console import Reporter
@@ -105,6 +106,7 @@ def _finish(run: Run) -> None:
     """Write the model, and leave it to the caller as one to use: no dropout, no optimiser beside it."""
     state = run.state
     state.model.eval()
+    use_own_attention(run.policy.causal_lm)
     if run.trainer.gradient_checkpointing:
         disable_checkpointing(run.policy.causal_lm)
     state.optimizer = state.scheduler = state.scaler = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import attrs
 import torch
@@ -10,7 +10,6 @@ from torch.distributed.tensor import DTensor
 
 from truing.data.packing import pack
 from truing.data.tree import PromptTree
-from truing.reduce import StepCounts
 from truing.train.run import Run
 
 
@@ -46,9 +45,3 @@ def cut(run: Run, trees: Sequence[PromptTree]) -> list[MicroBatch]:
 def is_sharded(run: Run) -> bool:
     """Whether the policy's weights are spread over ranks."""
     return any(isinstance(weight, DTensor) for weight in run.policy.parameters())
-
-
-def count(run: Run, micro_batches: Iterable[MicroBatch]) -> StepCounts:
-    """Return what a step has, over all ranks; before its first backward."""
-    counts = StepCounts.of((batch.trees for batch in micro_batches if batch.counts), run.loss.layout)
-    return StepCounts.from_tensor(run.accelerator.reduce(counts.to_tensor(run.accelerator.device), reduction="sum"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -50,11 +50,11 @@ class LossObjective:
 
     def __call__(self, part: BatchPart, output: PolicyOutput) -> Tensor:
         """Return the part's share of the step's loss."""
-        result = _call(self.run, self.inputs(part, output))
-        loss, shares = reduce_output(result, self.counts, len(part.batch.trees))
+        result, loss, shares = _call(self.run, self.inputs(part, output), self.counts, len(part.batch.trees))
         add_shares(self.shares, shares)
         self.state = _state_of(self.run, result)
-        return loss
+        # a part may have nothing that the loss learns from, and ranks must all the same go through the backward together
+        return loss if loss.requires_grad else loss + _zero(output)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -80,7 +80,7 @@ class KnownGradients:
             (gradient[cut.get(name, part.tokens)].to(found[name].dtype) * found[name]).sum()
             for name, gradient in self.gradients.items()
         ]
-        return torch.stack(products).sum()
+        return torch.stack(products).sum() if products else _zero(output)
 
 
 Objective = LossObjective | KnownGradients
@@ -100,19 +100,18 @@ def make_objectives(run: Run, micro_batches: Sequence[MicroBatch], counts: StepC
 
 def loss_shares(
     run: Run, micro_batches: Sequence[MicroBatch], counts: StepCounts, reference: Reference | None
-) -> list[dict[str, Tensor]]:
-    """Return what a step's worth of trees adds to the metrics, micro-batch by micro-batch; no gradient is taken."""
+) -> Iterator[dict[str, Tensor]]:
+    """Yield what a step's worth of trees adds to the metrics, micro-batch by micro-batch; no gradient is taken."""
     if not run.sees_whole_step:
-        found = []
         for micro_batch in micro_batches:
             objective = LossObjective(run=run, counts=counts, reference=reference)
             output, batch = _forward(run, objective, micro_batch)
             objective(batch.whole(), output)
-            found.append({name: share * micro_batch.weight for name, share in objective.shares.items()})
-        return found
+            yield {name: share * micro_batch.weight for name, share in objective.shares.items()}
+        return
     own = _own_inputs(run, micro_batches, counts, reference)
     inputs, _ = gather_inputs(run.accelerator, _that_count(micro_batches, own))
-    return [_on_first_rank(run, reduce_output(_call(run, inputs), counts)[1])]
+    yield _on_first_rank(run, _call(run, inputs, counts, _examples(inputs))[2])
 
 
 def _differentiate_whole_step(run: Run, micro_batches: Sequence[MicroBatch], counts: StepCounts) -> list[KnownGradients]:
@@ -120,9 +119,8 @@ def _differentiate_whole_step(run: Run, micro_batches: Sequence[MicroBatch], cou
         own = _own_inputs(run, micro_batches, counts, run.reference)
     inputs, starts = gather_inputs(run.accelerator, _that_count(micro_batches, own))
     leaves = {name: tensor.requires_grad_() for name, tensor in differentiable(inputs).items()}
-    output = _call(run, inputs)
-    loss, shares = reduce_output(output, counts)
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    output, loss, shares = _call(run, inputs, counts, _examples(inputs))
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else [None] * len(leaves)
     gradients = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
     objectives = []
     for micro_batch, (one, random) in zip(micro_batches, own, strict=True):
@@ -164,10 +162,12 @@ def _forward(run: Run, objective: LossObjective, micro_batch: MicroBatch) -> tup
     return output, batch
 
 
-def _call(run: Run, inputs: LossInputs) -> LossOutput:
-    """Call the loss. Raises PluginError, naming it, for an error of its own."""
+def _call(run: Run, inputs: LossInputs, counts: StepCounts, examples: int) -> tuple[LossOutput, Tensor, dict[str, Tensor]]:
+    """Call the loss and reduce what it returns. Raises PluginError, naming it, for an error of its own."""
     try:
-        return run.loss(attrs.evolve(inputs, state=run.state.loss_state))
+        with torch.autocast(inputs.token_logps.device.type, enabled=False):
+            output = run.loss(attrs.evolve(inputs, state=run.state.loss_state))
+            return output, *reduce_output(output, counts, examples)
     except (TruingError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -175,6 +175,15 @@ def _call(run: Run, inputs: LossInputs) -> LossOutput:
             f"method {run.loss.name!r} ({type(run.loss).__module__}) failed in step {run.state.step + 1}: {first_line(error)}; "
             "mend its plugin, or leave out what it cannot take (--debug shows where)"
         ) from error
+
+
+def _zero(output: PolicyOutput) -> Tensor:
+    """Return 0, with a gradient of zeros."""
+    return torch.stack([0 * tensor.sum() for tensor in output.differentiable().values()]).sum()
+
+
+def _examples(inputs: LossInputs) -> int:
+    return int(inputs.tree_ids.max()) + 1
 
 
 def _on_first_rank(run: Run, shares: dict[str, Tensor], *, nothing: bool = False) -> dict[str, Tensor]:

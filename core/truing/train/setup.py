@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +21,7 @@ from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
-from truing.errors import ModelError
+from truing.errors import ModelError, first_line
 from truing.loss import Needs
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.memory import token_budget
@@ -194,7 +196,7 @@ def _precomputed(run: Run) -> Run:
                 sharing = None if is_sharded(run) else run.accelerator
                 found = Precomputed.of(live, trees, run.policy, budget, accelerator=sharing, alive=alive)
             if run.accelerator.is_main_process:
-                found.write(path)
+                _keep(found, path, run.reporter)
         else:
             run.reporter.say(f"reference: log-probabilities of {len(trees):,} rows found in {path}")
         return found
@@ -204,12 +206,21 @@ def _precomputed(run: Run) -> Run:
     return attrs.evolve(run, reference=reference, eval_reference=eval_reference)
 
 
+def _keep(found: Precomputed, path: Path, reporter: Reporter) -> None:
+    try:
+        found.write(path)
+    except (OSError, SafetensorError) as error:
+        reporter.warn(f"reference: not kept for later runs ({first_line(error)}); set TRUING_CACHE to a folder that can be written")
+
+
 def _choose_forward(config: TrainConfig, policy: Policy, trees: Trees, reporter: Reporter) -> tuple[ForwardChoice, int]:
     """Return how the policy computes, and its token budget."""
     probed = _probed(trees)
     choice = choose_forward(policy, probed, config.trainer.forward)
-    batch = collate(probed, policy.layout).to(policy.causal_lm.device)
-    budget = config.trainer.max_tokens_per_batch or token_budget(policy, batch)
+    shorter = min(probed, key=lambda tree: tree.num_tokens)
+    batch = collate([shorter], policy.layout).to(policy.causal_lm.device)
+    # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
+    budget = config.trainer.max_tokens_per_batch or min(gather_object([token_budget(policy, batch)]))
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -11,12 +10,13 @@ import attrs
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from truing.data.batch import TreeBatch
 from truing.data.tree import Trees, in_chunks
 from truing.errors import PluginError, TruingError
-from truing.reduce import add_shares
-from truing.train.micro_batches import MicroBatch, count, cut
+from truing.reduce import StepCounts, add_shares
+from truing.train.micro_batches import MicroBatch, cut
 from truing.train.objective import loss_shares, make_objectives
 from truing.train.run import Run
 
@@ -62,8 +62,9 @@ def train_step(run: Run) -> StepResult:
 def accumulate_gradients(run: Run) -> StepResult:
     """Leave the whole step's gradient in the policy's parameters; it does not depend on how the step is cut or shared out."""
     accelerator, state = run.accelerator, run.state
-    micro_batches = cut(run, run.samples(state.step))
-    counts = count(run, micro_batches)
+    trees = run.samples(state.step)
+    counts = StepCounts.of([trees], run.loss.layout)
+    micro_batches = cut(run, trees)
     assert state.scheduler is not None
     result = StepResult(learning_rate=float(state.scheduler.get_last_lr()[0]))
     objectives = make_objectives(run, micro_batches, counts)
@@ -90,6 +91,8 @@ def _update(run: Run) -> tuple[Tensor, bool]:
     assert state.optimizer is not None and state.scheduler is not None
     limit = run.trainer.max_grad_norm or float("inf")
     norm: Tensor = accelerator.clip_grad_norm_(run.wrapped.parameters(), limit)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     finite = bool(torch.isfinite(norm))
     # fp16's scaler looks for overflow itself, skips, and needs the call to lower its scale
     if finite or accelerator.scaler is not None:
@@ -122,7 +125,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """Return the loss and metrics over the whole evaluation data, each name with the prefix eval_."""
     assert run.eval_trees is not None
     total: dict[str, Tensor] = {}
-    counts = count(run, itertools.chain.from_iterable(_evaluation(run, run.eval_trees)))
+    counts = StepCounts.of(in_chunks(run.eval_trees), run.loss.layout)
     run.wrapped.eval()
     for micro_batches in _evaluation(run, run.eval_trees):
         for shares in loss_shares(run, micro_batches, counts, run.eval_reference):
