@@ -28,5 +28,5 @@ def plain_logps(model: torch.nn.Module, trees: Sequence[PromptTree]) -> Tensor:
 
 def gradients(model: torch.nn.Module, logps: Tensor) -> list[Tensor]:
     """Gradients of a sum in which every log-probability has a weight of its own."""
-    weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype)
+    weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype, device=logps.device)
     return list(torch.autograd.grad((logps * weights).sum(), [p for p in model.parameters() if p.requires_grad]))
