@@ -30,7 +30,7 @@ CHUNK = 1024
 
 def kept_bytes(device: torch.device) -> int:
     """Return how much memory logits may take that are kept for the backward."""
-    return int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else KEPT_BYTES
+    return _bytes(device, KEPT_BYTES, KEPT_SHARE)
 
 
 def tokens_kept(head: Head) -> int:
@@ -42,8 +42,11 @@ def tokens_kept(head: Head) -> int:
 def tokens_together(head: Head) -> int:
     """Return how many tokens a loss is called for at once, where these are of several trees."""
     weight = next(head.linear.parameters())
-    total = torch.cuda.get_device_properties(weight.device).total_memory if weight.device.type == "cuda" else 0
-    return int(PART_SHARE * total if total else PART_BYTES) // (4 * weight.shape[0])
+    return _bytes(weight.device, PART_BYTES, PART_SHARE) // (4 * weight.shape[0])
+
+
+def _bytes(device: torch.device, on_cpu: int, share: float) -> int:
+    return int(share * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else on_cpu
 
 
 def score_tokens(hidden: Tensor, targets: Tensor, head: Head, needs: Needs) -> TokenScores:

@@ -40,8 +40,8 @@ class LossObjective:
 
     def prepare(self, batch: TreeBatch) -> None:
         """Do what comes before the policy's forward."""
-        wanted = self.reference is not None and Needs.REFERENCE_LOGPS in self.run.needs
-        self._reference_logps = self.reference.token_logps(batch) if self.reference is not None and wanted else None
+        if self.reference is not None and Needs.REFERENCE_LOGPS in self.run.needs:
+            self._reference_logps = self.reference.token_logps(batch)
 
     def inputs(self, part: BatchPart, output: PolicyOutput) -> LossInputs:
         """Return what the loss reads of a part."""
