@@ -90,7 +90,7 @@ def _head_is_plain(policy: Policy, tree: PromptTree) -> bool:
 
 def _why_not_cached(policy: Policy) -> str | None:
     if is_checkpointing(policy.causal_lm):
-        return "gradient checkpointing takes the cache away"  # in training only, where no probe would see it
+        return "gradient checkpointing takes the cache away"
     return "its logits are not those of its head" if policy.own_logits else None
 
 
