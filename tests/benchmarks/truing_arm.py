@@ -22,7 +22,9 @@ from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.order import DataOrder
 from truing.train.run import Run
+from truing.train.run_dir import RunDir
 from truing.train.setup import set_up
+from truing.train.source import DatasetSource
 from truing.train.step import train_step
 from truing_dpo.dpo import DPO
 
@@ -70,7 +72,8 @@ class TruingArm:
     def __init__(self, case: Case, folder: Path) -> None:
         self.case = case
         given = Given(model=make_model(case.shape), tokenizer=tiny_tokenizer(), dataset=ROWS)
-        self.run = set_up(_config(case, folder), given, resume=False, reporter=Reporter(quiet=True))
+        config = _config(case, folder)
+        self.run = set_up(config, given, RunDir(config.output.dir), resume=False, reporter=Reporter(quiet=True))
         self.run.wrapped.train()
         move_from_reference(self.model, case.shape)
 
@@ -101,7 +104,8 @@ class TruingArm:
 
 
 def _with_trees(run: Run, trees: Sequence[PromptTree]) -> Run:
-    return attrs.evolve(run, trees=trees, order=DataOrder(len(trees), len(trees), SEED))
+    order = DataOrder(len(trees), len(trees), SEED)
+    return attrs.evolve(run, trees=trees, order=order, source=DatasetSource(trees, order))
 
 
 def _config(case: Case, folder: Path) -> TrainConfig:

@@ -29,7 +29,7 @@ def test_a_signal_is_noted_and_the_handlers_are_put_back(number):
 
 def test_a_rank_learns_of_the_signal_of_another():
     with InterruptSignal() as interrupt:
-        assert interrupt.received(ranks(2, lambda noted: torch.cat((noted, torch.tensor([15]))))) == 15
+        assert interrupt.received(ranks(2, lambda noted: torch.cat((noted, torch.tensor([3]))))) == signal.SIGTERM
 
 
 def test_a_signal_while_the_ranks_exchange_is_noted_for_the_next_step():
@@ -42,3 +42,25 @@ def test_a_signal_while_the_ranks_exchange_is_noted_for_the_next_step():
     with InterruptSignal() as interrupt:
         assert interrupt.received(ranks(2, interrupted)) == 0
         assert interrupt.received(ranks(2)) == signal.SIGINT
+
+
+def test_a_request_to_save_is_answered_once_and_stops_nothing():
+    with InterruptSignal() as interrupt:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interrupt.received(ranks(1)) == signal.SIGUSR1
+        assert interrupt.received(ranks(1)) == 0
+
+
+def test_a_stop_outweighs_a_save_whichever_comes_first():
+    with InterruptSignal() as interrupt:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interrupt.received(ranks(1)) == signal.SIGTERM
+
+
+def test_a_rank_that_only_saves_stops_with_the_one_that_was_stopped():
+    with InterruptSignal() as interrupt:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        stopped = torch.tensor([2])  # SIGINT, by its place in the order
+        assert interrupt.received(ranks(2, lambda noted: torch.cat((noted, stopped)))) == signal.SIGINT

@@ -26,6 +26,7 @@ from truing.registry import Registry
 from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.run import Run
+from truing.train.run_dir import RunDir
 from truing.train.setup import set_up
 from truing.train.step import accumulate_gradients, gather_metrics, train_step
 
@@ -81,7 +82,8 @@ def make_run(
         "output": {"dir": str(folder / output)},
     }
     values = {key: value for key, value in values.items() if value is not None}
-    run = set_up(build_config(values, registry=Registry.load()), Given(), resume=False, reporter=Reporter(quiet=True))
+    config = build_config(values, registry=Registry.load())
+    run = set_up(config, Given(), RunDir(config.output.dir), resume=False, reporter=Reporter(quiet=True))
     with torch.no_grad():
         for weight in run.policy.parameters():
             weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype))
@@ -108,7 +110,7 @@ OWN = {loss.name: loss for loss in (SortedMargins(), SomeMargins())}
 
 def step(run: Run) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Return metrics and gradients of the run's first step."""
-    result = accumulate_gradients(run)
+    result = accumulate_gradients(run, run.source.trees(run.state.step))
     gradients = {name: _whole(weight.grad).clone() for name, weight in run.policy.named_parameters() if weight.grad is not None}
     return gather_metrics(run, result.metrics), gradients
 

@@ -113,7 +113,12 @@ class TrainerConfig:
     eval_steps: int | None = setting(None, gt=0, help="Steps between evaluations; null: at the end only.")
     save_steps: int | None = setting(None, gt=0, help="Steps between checkpoints; null: at the end only.")
     save_total_limit: int | None = setting(None, gt=0, help="How many checkpoints are kept, the newest.")
-    max_skipped_steps: int = setting(10, gt=0, help="Steps in a row whose gradient is not finite before the run stops.")
+    save_in_background: bool = setting(True, help="Write checkpoints while training goes on, where memory allows a copy.")
+    save_timeout: float = setting(1800.0, gt=0, help="Seconds that a checkpoint may take to write before it counts as failed.")
+    max_skipped_steps: int = setting(10, gt=0, help="Steps left out in a row before the run stops.")
+    skip_spikes: float | None = setting(
+        None, gt=0, help="Leave out a step whose log gradient norm is so many deviations above the last good ones'; null never."
+    )
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting((), help="Trackers to send metrics to.")
 
 

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import attrs
@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from truing.data.batch import TreeBatch, collate
 from truing.data.packing import pack
-from truing.data.tree import Trees, in_chunks
+from truing.data.tree import PromptTree, Trees, in_chunks
 from truing.model.policy import Policy
 from truing.model.reference import LiveReference, Reference
 
@@ -41,9 +41,12 @@ class Precomputed:
 
     def token_logps(self, batch: TreeBatch) -> Tensor:
         """Return [T], on the batch's device."""
+        return self.of_trees(batch.trees).to(batch.targets.device, non_blocking=True)
+
+    def of_trees(self, trees: Sequence[PromptTree]) -> Tensor:
+        """Return [T] of these trees, on the CPU."""
         starts = self.starts
-        parts = [self.logps[int(starts[tree.sample_id]) : int(starts[tree.sample_id + 1])] for tree in batch.trees]
-        return torch.cat(parts).to(batch.targets.device, non_blocking=True)
+        return torch.cat([self.logps[int(starts[tree.sample_id]) : int(starts[tree.sample_id + 1])] for tree in trees])
 
     @classmethod
     def of(
@@ -84,18 +87,19 @@ class Precomputed:
                 seal = (file.metadata() or {}).get("seal")
         except (OSError, SafetensorError):
             return None
-        return found if seal == found._seal() and len(found.starts) == samples + 1 else None
+        return found if seal == found.seal() and len(found.starts) == samples + 1 else None
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}.writing")
-        save_file({"logps": self.logps, "starts": self.starts}, draft, metadata={"seal": self._seal()})
+        save_file({"logps": self.logps, "starts": self.starts}, draft, metadata={"seal": self.seal()})
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
 
-    def _seal(self) -> str:
+    def seal(self) -> str:
+        """Return a hash of every number."""
         return _digest([("logps", self.logps), ("starts", self.starts)])
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run at the next step boundary, after saving."""
+"""SIGINT and SIGTERM end a run at the next step boundary, after saving; SIGUSR1 saves and lets it go on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from accelerate import Accelerator
 
 from truing.errors import TruingError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+SAVING = signal.SIGUSR1
+_ORDER = (0, SAVING, *STOPPING)
+"""What ranks were sent, by what outweighs what."""
 
 
 class Interrupted(TruingError):
@@ -25,7 +28,10 @@ class Interrupted(TruingError):
 
 
 class InterruptSignal:
-    """Notes the first signal, so that the step in progress can end; a second one acts at once, as without this class."""
+    """Notes a signal, so that the step in progress can end; a second one to stop acts at once, as without this class.
+
+    SIGUSR1 asks for a checkpoint only, and the run goes on.
+    """
 
     def __init__(self) -> None:
         self.number = 0
@@ -33,26 +39,33 @@ class InterruptSignal:
 
     def __enter__(self) -> InterruptSignal:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            handlers = {**dict.fromkeys(STOPPING, self._stop), SAVING: self._save}
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._put_back()
+        self._put_back(*self._before)
 
     def received(self, accelerator: Accelerator) -> int:
-        """Return the signal that any rank was sent, or 0; all ranks learn of it at the same step."""
-        if accelerator.num_processes == 1:
-            return self.number
-        # what is noted while ranks exchange is for the next step, and must not be overwritten by what they agree on now
-        noted = torch.tensor([self.number], device=accelerator.device)
-        return int(accelerator.gather(noted).max())
+        """Return the signal that any rank was sent, or 0, a stop before a save; all ranks learn of it at the same step."""
+        number = self.number
+        if accelerator.num_processes > 1:
+            # what is noted while ranks exchange is for the next step, and must not be overwritten by what they agree on now
+            noted = torch.tensor([_ORDER.index(number)], device=accelerator.device)
+            number = _ORDER[int(accelerator.gather(noted).max())]
+        if number == SAVING == self.number:
+            self.number = 0
+        return number
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.number = number
-        self._put_back()
+        self._put_back(*(stopping for stopping in STOPPING if stopping in self._before))
 
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def _save(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.number = self.number or number
+
+    def _put_back(self, *numbers: int) -> None:
+        for number in numbers:
+            signal.signal(number, self._before.pop(number))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from truing.config import TrainConfig
 from truing.model.attention import use_own_attention
@@ -14,11 +18,13 @@ from truing.model.loading import disable_checkpointing
 from truing.train.card import model_card
 from truing.train.console import Reporter
 from truing.train.given import Given
-from truing.train.interrupt import Interrupted, InterruptSignal
+from truing.train.interrupt import SAVING, STOPPING, Interrupted, InterruptSignal
 from truing.train.meter import Meter
+from truing.train.micro_batches import is_sharded
 from truing.train.quiet import quiet_libraries
-from truing.train.resume import restore, save
 from truing.train.run import Run
+from truing.train.run_dir import RunDir
+from truing.train.saving import Saver, restore
 from truing.train.setup import set_up
 from truing.train.state import TrainState
 from truing.train.step import evaluate, train_step
@@ -32,8 +38,10 @@ def train(
     `resume` continues from the newest whole checkpoint of the run directory, or from the one at the path given. Raises the errors
     of truing.errors, and truing.train.interrupt.Interrupted after saving when a signal asked the run to stop.
     """
-    with quiet_libraries():
-        run = set_up(config, given or Given(), resume=bool(resume), reporter=reporter)
+    run_dir = RunDir(config.output.dir)
+    resume = resume or was_restarted()
+    with quiet_libraries(), closing(run_dir):
+        run = set_up(config, given or Given(), run_dir, resume=bool(resume), reporter=reporter)
         with run.reporter, InterruptSignal() as signal:
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
@@ -44,9 +52,14 @@ def train(
         return run.state
 
 
+def was_restarted() -> bool:
+    """Whether a launcher starts this process again because one of its run ended: it goes on where the checkpoints say."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def _steps(run: Run, signal: InterruptSignal) -> None:
     trainer, state = run.trainer, run.state
-    meter = Meter()
+    meter, saver = Meter(), Saver(run)
     run.wrapped.train()
     run.reporter.begin(state.step, run.total_steps)
     while state.step < run.total_steps:
@@ -63,12 +76,14 @@ def _steps(run: Run, signal: InterruptSignal) -> None:
             meter = _log(run, meter)
         if run.eval_trees is not None and (last or _due(state.step, trainer.eval_steps)):
             _log_evaluation(run)
-        if (number := signal.received(run.accelerator)) and not last:
-            if meter.steps:
-                _log(run, meter)
-            raise Interrupted(number, save(run))
-        if saves:
-            save(run)
+        number = signal.received(run.accelerator)
+        if number and not last and meter.steps:
+            meter = _log(run, meter)
+        if number in STOPPING and not last:
+            raise Interrupted(number, saver.save(wait=True))
+        if saves or number == SAVING:
+            saver.save(wait=last)
+        saver.settle(wait=False)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -76,7 +91,8 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _log(run: Run, meter: Meter) -> Meter:
-    _record(run, {**meter.means(run), "memory/peak_mb": _peak_megabytes(run)})
+    values = {"skipped_steps": float(run.state.skipped_steps), "memory/peak_mb": _peak_megabytes(run)}
+    _record(run, {**meter.means(run), **values})
     return Meter()
 
 
@@ -88,9 +104,11 @@ def _log_evaluation(run: Run) -> None:
 
 def _record(run: Run, values: dict[str, float]) -> None:
     line = {"step": run.state.step, "epoch": round(run.state.epoch, 6), **values}
-    run.state.history.append(line)
+    run.state.metrics.update(line)
     if run.accelerator.is_main_process:
-        run.run_dir.append_metrics(line)
+        error = run.run_dir.append_metrics(line)
+        if error is not None:
+            run.reporter.warn(f"metrics.jsonl cannot be written ({error}); tried again with the next line")
         run.reporter.logged(line)
     if run.trainer.report_to:
         run.accelerator.log(values, step=run.state.step)
@@ -110,12 +128,27 @@ def _finish(run: Run) -> None:
     if run.trainer.gradient_checkpointing:
         disable_checkpointing(run.policy.causal_lm)
     state.optimizer = state.scheduler = state.scaler = None
+    weights = _whole_weights(run)
     if run.accelerator.is_main_process:
-        state.model.save_pretrained(str(run.run_dir.model))
-        state.tokenizer.save_pretrained(run.run_dir.model)
-        (run.run_dir.model / "README.md").write_text(model_card(run.config, state))
+        run.run_dir.replace_model(lambda folder: _write_model(run, folder, weights))
     run.accelerator.wait_for_everyone()
     if run.trainer.report_to:
         run.accelerator.end_training()
     run.reporter.measured(f"done: {state.step} steps, ", state.metrics)
     run.reporter.say(f"model: {run.run_dir.model}")
+
+
+def _whole_weights(run: Run) -> dict[str, Tensor] | None:
+    """Return, on the first rank, the weights of a model that is spread over ranks; None where the model has them itself."""
+    if not is_sharded(run):
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Tensor] = get_model_state_dict(run.state.model, options=options)  # type: ignore[assignment]
+    return weights
+
+
+def _write_model(run: Run, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    state = run.state
+    state.model.save_pretrained(str(folder), state_dict=weights)
+    state.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(run.config, state))

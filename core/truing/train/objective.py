@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -16,6 +16,7 @@ from truing.model.policy import PolicyOutput, loss_inputs
 from truing.model.reference import Reference
 from truing.reduce import StepCounts, add_shares, reduce_output
 from truing.train.gather import differentiable, gather_inputs
+from truing.train.guard import LOGPS, LOSS, REFERENCE
 from truing.train.micro_batches import MicroBatch
 from truing.train.run import Run
 from truing.train.state import random_state, restore_random_state
@@ -29,6 +30,8 @@ class LossObjective:
     counts: StepCounts
     reference: Reference | None
     shares: dict[str, Tensor] = attrs.field(factory=dict)
+    finite: dict[str, Tensor] = attrs.field(factory=dict)
+    """Whether all was, a bool scalar by the guard's words."""
     state: dict[str, Any] | None = None
     """The loss's new state, if it returned one."""
     _reference_logps: Tensor | None = None
@@ -50,8 +53,10 @@ class LossObjective:
 
     def __call__(self, part: BatchPart, output: PolicyOutput) -> Tensor:
         """Return the part's share of the step's loss."""
-        result, loss, shares = _call(self.run, self.inputs(part, output), self.counts, len(part.batch.trees))
+        inputs = self.inputs(part, output)
+        result, loss, shares = _call(self.run, inputs, self.counts, len(part.batch.trees))
         add_shares(self.shares, shares)
+        add_finite(self.finite, _finite(inputs, loss))
         self.state = _state_of(self.run, result)
         # a part may have nothing that the loss learns from, and ranks must all the same go through the backward together
         return loss if loss.requires_grad else loss + _zero(output)
@@ -65,6 +70,7 @@ class KnownGradients:
     random: Any
     """The random generators' state at the forward that was differentiated, which this one repeats."""
     shares: dict[str, Tensor]
+    finite: dict[str, Tensor] = attrs.field(factory=dict)
     state: dict[str, Any] | None = None
     divisible: bool = True
 
@@ -132,6 +138,7 @@ def _differentiate_whole_step(run: Run, micro_batches: Sequence[MicroBatch], cou
             mine = {name: gradients[name].new_zeros(size) for name, size in sizes.items()}
         objectives.append(KnownGradients(gradients=mine, random=random, shares=_on_first_rank(run, shares, nothing=True)))
     objectives[0].shares = _on_first_rank(run, shares)
+    objectives[0].finite = _finite(inputs, loss)
     objectives[-1].state = _state_of(run, output)
     return objectives
 
@@ -175,6 +182,17 @@ def _call(run: Run, inputs: LossInputs, counts: StepCounts, examples: int) -> tu
             f"method {run.loss.name!r} ({type(run.loss).__module__}) failed in step {run.state.step + 1}: {first_line(error)}; "
             "mend its plugin, or leave out what it cannot take (--debug shows where)"
         ) from error
+
+
+def add_finite(total: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Note in `total` what is finite so far."""
+    for word, flag in found.items():
+        total[word] = total[word] & flag if word in total else flag
+
+
+def _finite(inputs: LossInputs, loss: Tensor) -> dict[str, Tensor]:
+    seen = {LOSS: loss, LOGPS: inputs.token_logps, REFERENCE: inputs.reference_token_logps}
+    return {word: tensor.detach().isfinite().all() for word, tensor in seen.items() if tensor is not None}
 
 
 def _zero(output: PolicyOutput) -> Tensor:

@@ -18,6 +18,7 @@ from truing.model.reference import Reference
 from truing.train.console import Reporter
 from truing.train.order import DataOrder
 from truing.train.run_dir import RunDir
+from truing.train.source import Source
 from truing.train.state import TrainState
 
 
@@ -37,6 +38,7 @@ class Run:
     trees: Trees
     eval_trees: Trees | None
     order: DataOrder
+    source: Source
     total_steps: int
     state: TrainState
     run_dir: RunDir
@@ -62,7 +64,3 @@ class Run:
     def lay_out(self, trees: Sequence[PromptTree]) -> TreeBatch:
         """Return a micro-batch on the device, in the policy's layout."""
         return collate(trees, self.policy.layout, with_ends=Needs.SCORES in self.needs).to(self.accelerator.device)
-
-    def samples(self, step: int) -> Sequence[PromptTree]:
-        """Return the trees of a step (counted from 0) of all ranks together."""
-        return [self.trees[index] for index in self.order.samples(step)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,7 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,27 @@ import attrs
 
 import truing
 from truing.errors import ConfigError, SetupError
+from truing.train.checkpoint.files import replace_file, sync_folder
+from truing.train.checkpoint.store import CheckpointStore
 
-CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
+CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 
 
-@attrs.frozen
+def library_versions() -> dict[str, str]:
+    """Return the versions of what a run's numbers may depend on, Truing's own first."""
+    return {"truing": truing.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+
+
+@attrs.define
 class RunDir:
-    """Paths of a run directory, and writing into them."""
+    """Paths of a run directory, and writing into them; one process at a time may write."""
 
     path: Path
+    _lock: int | None = attrs.field(default=None, init=False)
+    """Descriptor of the file that is locked."""
+    _unwritten: list[str] = attrs.field(factory=list, init=False)
+    """Lines of metrics.jsonl that the disk would not take yet."""
 
     @property
     def checkpoints(self) -> Path:
@@ -38,9 +50,23 @@ class RunDir:
         """The folder of the trained model."""
         return self.path / "model"
 
+    @property
+    def store(self) -> CheckpointStore:
+        """The checkpoints."""
+        return CheckpointStore(self.checkpoints)
+
+    @property
+    def skipped(self) -> Path:
+        """The folder of the steps that were left out."""
+        return self.path / "skipped"
+
     def claim(self, *, resume: bool) -> None:
-        """Make the directory. Raises ConfigError when another run left something there, SetupError when it cannot be written."""
+        """Make the directory and keep other processes from writing there until `close`.
+
+        Raises ConfigError when another run left something there or is still running, SetupError when it cannot be written.
+        """
         if not resume and any(path.exists() for path in (self.path / METRICS, self.checkpoints, self.model)):
+            self._require_no_owner()
             raise ConfigError(
                 f"output.dir: {self.path} holds another run; continue it with --resume, or choose another directory "
                 f"(output.dir={self.path}-2)"
@@ -51,6 +77,36 @@ class RunDir:
                 pass
         except OSError as error:
             raise SetupError(f"output.dir: {self.path} cannot be written: {error.strerror}; choose another output.dir") from error
+        self._lock = self._locked()
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+        self.store.tidy()
+
+    def close(self) -> None:
+        """Let other processes write there; the end of the process does so too, however it comes."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _require_no_owner(self) -> None:
+        if (self.path / LOCK).exists():
+            os.close(self._locked())
+
+    def _locked(self) -> int:
+        """Return the descriptor of the lock file, locked. Raises ConfigError, naming the process that has it."""
+        file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(file, 100, 0).decode(errors="replace").strip() or "unknown"
+            os.close(file)
+            raise ConfigError(
+                f"output.dir: process {owner} is writing to {self.path}; wait for it or stop it, or choose another directory "
+                f"(output.dir={self.path}-2)"
+            ) from error
+        except OSError:  # a file system without locks: nothing to do but trust the user
+            pass
+        return file
 
     def require_space(self, needed: int) -> None:
         """Raise SetupError when the disk has less than `needed` bytes free."""
@@ -68,20 +124,51 @@ class RunDir:
     def write_environment(self, **facts: Any) -> None:
         """Write what the run depended on: versions, machine, and the given facts."""
         environment = {
-            "truing": truing.__version__,
             "python": sys.version.split()[0],
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
-            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "libraries": library_versions(),
             **facts,
         }
         (self.path / ENVIRONMENT).write_text(json.dumps(environment, indent=1, default=str) + "\n")
 
-    def append_metrics(self, line: Mapping[str, float]) -> None:
-        """Add a line to metrics.jsonl."""
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def append_metrics(self, line: Mapping[str, float]) -> OSError | None:
+        """Add a line to metrics.jsonl, and those that the disk would not take before; return the error where it still does not."""
+        self._unwritten.append(json.dumps(line) + "\n")
+        data = "".join(self._unwritten).encode()
+        try:
+            with (self.path / METRICS).open("ab", buffering=0) as file:
+                end = file.tell()
+                written = file.write(data) or 0
+                if written < len(data):
+                    file.truncate(end)
+                    raise OSError(f"only {written} of {len(data)} bytes could be written")
+        except OSError as error:
+            return error
+        self._unwritten.clear()
+        return None
 
-    def rewrite_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Make metrics.jsonl say what `history` says; lines after the checkpoint that a run resumes from go."""
-        (self.path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in history))
+    def metrics(self) -> bytes:
+        """Return metrics.jsonl as it is."""
+        path = self.path / METRICS
+        return (path.read_bytes() if path.exists() else b"") + "".join(self._unwritten).encode()
+
+    def rewrite_metrics(self, data: bytes) -> None:
+        """Make metrics.jsonl what it was at a checkpoint; lines after the one that a run resumes from go."""
+        replace_file(self.path / METRICS, data)
+
+    def replace_model(self, write: Callable[[Path], None]) -> None:
+        """Make the model's folder what `write` puts into the one that it is given, whole or not at all."""
+        draft, old = self.path / ".writing-model", self.path / ".replaced-model"
+        for path in (draft, old):
+            shutil.rmtree(path, ignore_errors=True)
+        write(draft)
+        for path in draft.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(draft)
+        if self.model.exists():
+            self.model.rename(old)
+        draft.rename(self.model)
+        sync_folder(self.path)
+        shutil.rmtree(old, ignore_errors=True)

@@ -38,6 +38,7 @@ from truing.train.order import DataOrder
 from truing.train.preconditions import check_run
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
+from truing.train.source import DatasetSource, Source
 from truing.train.state import TrainState
 
 
@@ -51,14 +52,14 @@ class Data:
     eval_report: DataReport | None
 
 
-def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporter | None = None) -> Run:
+def set_up(config: TrainConfig, given: Given, run_dir: RunDir, *, resume: bool, reporter: Reporter | None = None) -> Run:
     """Return a run that is ready for its first step. Raises the errors of truing.errors for what a user can mend."""
     check_run(config, given)
     accelerator = _accelerator(config)
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
-    run_dir = RunDir(config.output.dir)
     with accelerator.main_process_first():
-        run_dir.claim(resume=resume or not accelerator.is_main_process)
+        if accelerator.is_main_process:
+            run_dir.claim(resume=resume)
     set_seed(config.trainer.seed)
 
     tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
@@ -92,6 +93,7 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
         trees=data.trees,
         eval_trees=data.eval_trees,
         order=order,
+        source=make_source(data.trees, order),
         total_steps=total_steps,
         state=TrainState(
             model=policy.model,
@@ -108,6 +110,11 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
         reporter=reporter,
     )
     return _precomputed(run)
+
+
+def make_source(trees: Trees, order: DataOrder) -> Source:
+    """Return where the steps' trees come from."""
+    return DatasetSource(trees, order)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -199,6 +206,7 @@ def _precomputed(run: Run) -> Run:
                 _keep(found, path, run.reporter)
         else:
             run.reporter.say(f"reference: log-probabilities of {len(trees):,} rows found in {path}")
+        run.state.references[str(path)] = found.seal()
         return found
 
     reference = take(run.trees)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from truing.train.checkpoint import DamagedError
+from truing.train.run_dir import METRICS
 
 
 def _kind(thing: object) -> str:
@@ -38,89 +44,138 @@ class TrainState:
     """Optimiser steps done."""
     epoch: float = 0.0
     """Passes over the data done."""
-    history: list[dict[str, float]] = attrs.field(factory=list, repr=lambda lines: f"<{len(lines)} lines>")
-    """Every line of metrics.jsonl."""
+    metrics: dict[str, float] = attrs.field(factory=dict, repr=False)
+    """The last value of every metric."""
     loss_state: dict[str, Any] = attrs.field(factory=dict, repr=False)
     """The loss's own state: numbers, strings, lists and tensors."""
     skipped_in_a_row: int = 0
-    """Steps left out since the last good one, because their gradient was not finite."""
+    """Steps left out since the last good one."""
+    skipped_steps: int = 0
+    """Steps left out in the whole run, because something in them was not finite or their gradient was a spike."""
+    recent_norms: list[float] = attrs.field(factory=list, repr=False)
+    """Gradient norms of the last good steps, which a spike is a spike against."""
+    references: dict[str, str] = attrs.field(factory=dict, repr=False)
+    """Hashes of the precomputed references' log-probabilities, by the files that hold them."""
     optimizer: Optimizer | None = attrs.field(default=None, repr=False)
     scheduler: LRScheduler | None = attrs.field(default=None, repr=False)
     scaler: GradScaler | None = attrs.field(default=None, repr=False)
     """Of fp16's loss, on a GPU."""
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """The last value of every metric."""
-        return {name: value for line in self.history for name, value in line.items()}
+    def history(self) -> list[dict[str, float]]:
+        """Every line of metrics.jsonl so far, read from the file."""
+        path = self.output_dir / METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def numbers(self) -> dict[str, Any]:
         """Return the part of the state that is JSON."""
         return {
-            "step": self.step,
-            "tokens_per_batch": self.tokens_per_batch,
-            "epoch": self.epoch,
-            "history": self.history,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            **{name: getattr(self, name) for name in _PLAIN},
             "loss_state": {key: value for key, value in self.loss_state.items() if not isinstance(value, Tensor)},
             "scheduler": None if self.scheduler is None else self.scheduler.last_epoch,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the part of the state that is tensors, by the file that holds it; only what trains of the model."""
-        return {
-            "weights": {name: weight.detach() for name, weight in self._trained()},
-            "optimizer": self._optimizer_tensors(),
-            "loss_state": {key: value for key, value in self.loss_state.items() if isinstance(value, Tensor)},
-        }
+    def weights(self) -> dict[str, Tensor]:
+        """Return what trains of the model, by name; this rank's part where weights are spread over ranks."""
+        return {name: _local(weight) for name, weight in self._trained()}
 
-    def load(self, numbers: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Take over a state that `numbers` and `tensors` gave; every later step is then bitwise what it would have been."""
-        self.step, self.epoch, self.history = numbers["step"], numbers["epoch"], numbers["history"]
-        self.skipped_in_a_row, self.tokens_per_batch = numbers["skipped_in_a_row"], numbers["tokens_per_batch"]
-        device = next(weight.device for _, weight in self._trained())
-        kept = {key: value.to(device) for key, value in tensors["loss_state"].items()}
-        self.loss_state = {**numbers["loss_state"], **kept}
-        with torch.no_grad():
-            for name, weight in self._trained():
-                weight.copy_(tensors["weights"][name])
-        self._load_optimizer(tensors["optimizer"])
-        if self.scaler is not None and numbers["scaler"] is not None:
-            self.scaler.load_state_dict(numbers["scaler"])
-        if self.scheduler is not None:
-            self.scheduler.last_epoch = numbers["scheduler"]
-            rates = [base * fn(numbers["scheduler"]) for base, fn in zip(self.scheduler.base_lrs, self._lambdas(), strict=True)]
-            for group, rate in zip(self.scheduler.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-            self.scheduler._last_lr = rates
-
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
-
-    def _lambdas(self) -> list[Any]:
-        return list(getattr(self.scheduler, "lr_lambdas", ()))
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Return the optimiser's state, as `<field>.<weight's name>`; this rank's part of it."""
         if self.optimizer is None:
             return {}
         return {
-            f"{key}.{name}": torch.as_tensor(value).detach()
+            f"{key}.{name}": _local(torch.as_tensor(value))
             for name, weight in self._trained()
             for key, value in self.optimizer.state.get(weight, {}).items()
         }
 
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        if self.optimizer is None:
-            return
+    def loss_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the loss's own state."""
+        return {key: value for key, value in self.loss_state.items() if isinstance(value, Tensor)}
+
+    def load(
+        self, numbers: Mapping[str, Any], weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], loss: Mapping[str, Tensor]
+    ) -> None:
+        """Take over a state; every later step is then bitwise what it would have been.
+
+        Raises DamagedError, having changed nothing, where a tensor is missing, has another shape or was never part of such a state.
+        """
+        moments = self._moments(optimizer)
+        _check_tensors("weights", weights, self.weights())
+        for name in _PLAIN:
+            setattr(self, name, numbers[name])
+        device = next(weight.device for _, weight in self._trained())
+        self.loss_state = {**numbers["loss_state"], **{key: value.to(device).clone() for key, value in loss.items()}}
+        with torch.no_grad():
+            for name, weight in self.weights().items():
+                weight.copy_(weights[name])
+        if self.optimizer is not None:
+            for weight, fields in moments.items():
+                self.optimizer.state[weight] = fields
+        if self.scaler is not None and numbers["scaler"] is not None:
+            self.scaler.load_state_dict(numbers["scaler"])
+        if self.scheduler is not None:
+            self._load_scheduler(self.scheduler, numbers["scheduler"])
+
+    def _load_scheduler(self, scheduler: LRScheduler, step: int) -> None:
+        scheduler.last_epoch = step
+        lambdas: list[Any] = list(getattr(scheduler, "lr_lambdas", ()))
+        rates = [base * fn(step) for base, fn in zip(scheduler.base_lrs, lambdas, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+
+    def _moments(self, tensors: Mapping[str, Tensor]) -> dict[torch.nn.Parameter, dict[str, Tensor]]:
+        """Return the optimiser's state by weight. Raises DamagedError for one that it cannot have."""
         by_name = dict(self._trained())
+        moments: dict[torch.nn.Parameter, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             field, _, name = key.partition(".")
+            if name not in by_name:
+                raise DamagedError(f"optimizer.safetensors has {key!r}, which belongs to no weight that trains")
             weight = by_name[name]
-            self.optimizer.state[weight][field] = value.to(weight.device).clone()
+            if value.dim() and value.shape != _local(weight).shape:
+                raise DamagedError(f"optimizer.safetensors: {key!r} is {tuple(value.shape)}, its weight {tuple(weight.shape)}")
+            moments.setdefault(weight, {})[field] = _like(weight, value.to(weight.device).clone())
+        fields = {frozenset(fields) for fields in moments.values()}
+        if len(fields) > 1:
+            raise DamagedError("optimizer.safetensors lacks a part of the optimiser's state")
+        return moments
 
 
-def random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
+_PLAIN = ("step", "epoch", "tokens_per_batch", "metrics", "skipped_in_a_row", "skipped_steps", "recent_norms", "references")
+"""Fields that are JSON as they are."""
+
+
+def _local(tensor: Tensor) -> Tensor:
+    local = tensor.detach()
+    return local.to_local() if isinstance(local, DTensor) else local
+
+
+def _like(weight: Tensor, value: Tensor) -> Tensor:
+    """Return a rank's part of an optimiser's tensor as the weight is: spread over ranks where that is."""
+    if not isinstance(weight.data, DTensor) or not value.dim():
+        return value
+    return DTensor.from_local(value, weight.data.device_mesh, weight.data.placements, shape=weight.shape, stride=weight.stride())
+
+
+def _check_tensors(file: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for name in sorted(found.keys() ^ wanted.keys()):
+        raise DamagedError(f"{file} {'has' if name in found else 'lacks'} {name!r}")
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise DamagedError(f"{file}: {name!r} is {tuple(found[name].shape)} instead of {tuple(tensor.shape)}")
+
+
+RandomState = tuple[dict[str, Any], dict[str, Tensor]]
+"""Of every random generator that training may use: JSON and tensors."""
+
+
+def random_state() -> RandomState:
     """Return the state of every random generator that training may use: JSON and tensors."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from truing.data.batch import TreeBatch
-from truing.data.tree import Trees, in_chunks
+from truing.data.tree import PromptTree, Trees, in_chunks
 from truing.errors import PluginError, TruingError
 from truing.reduce import StepCounts, add_shares
+from truing.train.guard import GRADIENT, OPTIMIZER, SPIKE, judge
 from truing.train.micro_batches import MicroBatch, cut
-from truing.train.objective import loss_shares, make_objectives
+from truing.train.objective import add_finite, loss_shares, make_objectives
 from truing.train.run import Run
+from truing.train.skipped import keep_skipped
+from truing.train.state import RandomState, random_state
 
 
 @attrs.define(eq=False)
@@ -28,6 +31,8 @@ class StepResult:
     learning_rate: float
     """The rate that the step used."""
     metrics: dict[str, Tensor] = attrs.field(factory=dict)
+    finite: dict[str, Tensor] = attrs.field(factory=dict)
+    """Whether all was on this rank, a bool scalar by the guard's words."""
     tokens: int = 0
     """Prompt and completion tokens, each once."""
     inputs: int = 0
@@ -50,19 +55,32 @@ class StepResult:
 def train_step(run: Run) -> StepResult:
     """Run the step that `run.state.step` says: forward and backward of every micro-batch, clip, update.
 
-    A step whose gradient is not finite changes no weight; it is counted, and too many in a row end the run with TruingError.
+    A step in which something is not finite changes no weight; it is counted and kept for replay, and too many in a row end the run
+    with TruingError.
     """
-    result = accumulate_gradients(run)
-    result.metrics["grad_norm"], finite = _update(run)
-    if finite and result.loss_state is not None:
-        run.state.loss_state = result.loss_state
+    trees, random = run.source.trees(run.state.step), random_state()
+    result = accumulate_gradients(run, trees)
+    norm = _clip(run)
+    problems, _ = judge(run, result.finite, norm)
+    result.metrics["grad_norm"] = (
+        norm / run.accelerator.num_processes
+    )  # ranks have the same norm, and metrics are summed over ranks
+    _update(run, problems)
+    if not problems:
+        run.state.skipped_in_a_row = 0
+        if result.loss_state is not None:
+            run.state.loss_state = result.loss_state
+    else:
+        _skip(run, problems, trees, random)
     return result
 
 
-def accumulate_gradients(run: Run) -> StepResult:
-    """Leave the whole step's gradient in the policy's parameters; it does not depend on how the step is cut or shared out."""
+def accumulate_gradients(run: Run, trees: Sequence[PromptTree]) -> StepResult:
+    """Leave the whole step's gradient in the policy's parameters; it does not depend on how the step is cut or shared out.
+
+    `trees` are those of all ranks.
+    """
     accelerator, state = run.accelerator, run.state
-    trees = run.samples(state.step)
     counts = StepCounts.of([trees], run.loss.layout)
     micro_batches = cut(run, trees)
     assert state.scheduler is not None
@@ -79,45 +97,55 @@ def accumulate_gradients(run: Run) -> StepResult:
             # accelerate averages gradients over ranks, and the counts are those of all ranks
             accelerator.backward(loss * micro_batch.weight * accelerator.num_processes)
         add_shares(result.metrics, {name: share * micro_batch.weight for name, share in objective.shares.items()})
+        add_finite(result.finite, objective.finite)
         result.add(batch)
         result.loss_state = objective.state
         run.reporter.alive(state.step)
     return result
 
 
-def _update(run: Run) -> tuple[Tensor, bool]:
-    """Clip and update; return this rank's share of the gradient's norm, and whether it is finite."""
-    accelerator, state = run.accelerator, run.state
+def _clip(run: Run) -> Tensor:
+    """Scale the gradient down to the allowed norm and return the norm that it had."""
+    norm: Tensor = run.accelerator.clip_grad_norm_(run.wrapped.parameters(), run.trainer.max_grad_norm or float("inf"))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _update(run: Run, problems: Sequence[str]) -> None:
+    state = run.state
     assert state.optimizer is not None and state.scheduler is not None
-    limit = run.trainer.max_grad_norm or float("inf")
-    norm: Tensor = accelerator.clip_grad_norm_(run.wrapped.parameters(), limit)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    finite = bool(torch.isfinite(norm))
-    # fp16's scaler looks for overflow itself, skips, and needs the call to lower its scale
-    if finite or accelerator.scaler is not None:
+    if not problems or _is_overflow(run, problems):
         state.optimizer.step()
     state.optimizer.zero_grad()
     state.scheduler.step()
-    _count_skips(run, finite)
-    share: Tensor = norm / accelerator.num_processes  # ranks have the same norm, and metrics are summed over ranks
-    return share, finite
 
 
-def _count_skips(run: Run, finite: bool) -> None:
+def _is_overflow(run: Run, problems: Sequence[str]) -> bool:
+    """Whether the gradient overflowed in fp16: the scaler sees it too, skips the update, and needs the call to lower its scale."""
+    return run.accelerator.scaler is not None and list(problems) == [GRADIENT]
+
+
+def _skip(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random: RandomState) -> None:
+    """Count a step that was left out, keep it for replay, and end the run when there are too many in a row."""
     state = run.state
-    if finite:
-        state.skipped_in_a_row = 0
-        return
     state.skipped_in_a_row += 1
-    samples = run.order.samples(state.step)
-    run.reporter.warn(f"step {state.step + 1} left out: its gradient is not finite (samples {samples[:8]})")
-    if state.skipped_in_a_row >= run.trainer.max_skipped_steps:
-        raise TruingError(
-            f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite; the weights are those of step "
-            f"{state.step + 1 - state.skipped_in_a_row}. Lower trainer.learning_rate, use bf16 instead of fp16, or look at "
-            f"the samples named above"
-        )
+    state.skipped_steps += 1
+    samples = [tree.sample_id for tree in trees]
+    why = "the norm of its gradient is a spike" if SPIKE in problems else f"not finite: {', '.join(problems)}"
+    named = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+    run.reporter.warn(f"step {state.step + 1} left out: {why} (samples {named})")
+    if not _is_overflow(run, problems):
+        keep_skipped(run, problems, trees, random)
+    if state.skipped_in_a_row < run.trainer.max_skipped_steps:
+        return
+    advice = (
+        "The optimiser's state is damaged: go on from a checkpoint with --resume"
+        if OPTIMIZER in problems
+        else "Lower trainer.learning_rate, use bf16 instead of fp16, or look at the samples named above"
+    )
+    raise TruingError(
+        f"{state.skipped_in_a_row} steps in a row were left out, the last one: {why}. The weights are those of step "
+        f"{state.step + 1 - state.skipped_in_a_row}. {advice}; truing replay {run.run_dir.path} {state.step + 1} computes one again"
+    )
 
 
 @torch.no_grad()

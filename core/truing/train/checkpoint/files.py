@@ -1,0 +1,89 @@
+"""Files that are on the disk, whole, before anything refers to them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+import xxhash
+
+Chunk = bytes | memoryview
+PIECE = 8 << 20
+"""Bytes that are hashed and written at a time."""
+
+
+@attrs.frozen
+class Seal:
+    """What a file must be for its contents to be those that were written."""
+
+    bytes: int = attrs.field(validator=attrs.validators.instance_of(int))
+    xxh3_128: str = attrs.field(validator=attrs.validators.instance_of(str))
+
+
+def write_file(path: Path, chunks: Iterable[Chunk]) -> Seal:
+    """Write a new file, hash what is written, and return when the disk has it. Raises OSError."""
+    digest, size = xxhash.xxh3_128(), 0
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for piece in _pieces(chunks):
+            digest.update(piece)
+            size += len(piece)
+            while piece:
+                piece = piece[os.write(file, piece) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+    return Seal(size, digest.hexdigest())
+
+
+def _pieces(chunks: Iterable[Chunk]) -> Iterator[memoryview]:
+    for chunk in chunks:
+        view = memoryview(chunk).cast("B")
+        yield from (view[start : start + PIECE] for start in range(0, len(view), PIECE))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Make a file have these contents, whole or not at all."""
+    draft = path.with_name(f".writing-{path.name}")
+    draft.unlink(missing_ok=True)
+    write_file(draft, [data])
+    draft.replace(path)
+
+
+def seal_of(path: Path) -> Seal:
+    """Return the seal of the file as it is now."""
+    digest, size = xxhash.xxh3_128(), 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return Seal(size, digest.hexdigest())
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the disk has the names of a folder's files."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether it is a file itself and not a link to one, a folder or a device."""
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def size_of_folder(path: Path) -> int:
+    """Return the bytes of all files in a folder and those below it; of what vanishes meanwhile, nothing."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += (Path(folder) / name).lstat().st_size
+            except OSError:
+                continue
+    return total

@@ -1,0 +1,170 @@
+"""The checkpoints of a run: written beside their place, sealed, renamed; a kill at any instant leaves them whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import resource
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from truing.errors import TruingError
+from truing.train.checkpoint.files import Seal, size_of_folder, sync_folder, write_file
+from truing.train.checkpoint.manifest import MANIFEST, DamagedError, Manifest, step_of, verify
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DRAFT, _REPLACED, _SUPERSEDED = ".writing-", ".replaced-", ".superseded-"
+
+
+class CheckpointError(TruingError):
+    """A checkpoint cannot be written; those before it are as they were."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Contents:
+    """What one process adds to a checkpoint: tensors by file (without suffix) and name, and other files by their whole name."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    documents: Mapping[str, bytes] = attrs.field(factory=dict)
+
+    @property
+    def sizes(self) -> list[int]:
+        """About how many bytes each file will have."""
+        from truing.train.checkpoint.tensors import bytes_of
+
+        return [*map(bytes_of, self.tensors.values()), *map(len, self.documents.values())]
+
+
+@attrs.frozen
+class CheckpointStore:
+    """The checkpoints in one folder, each a folder named for its step."""
+
+    folder: Path
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of a step is, or will be."""
+        return self.folder / f"step-{step:08d}"
+
+    def checkpoints(self) -> list[Path]:
+        """Return all of them, oldest first, damaged ones too."""
+        found = [path for path in self.folder.glob("step-*") if step_of(path) is not None] if self.folder.is_dir() else []
+        return sorted(found, key=lambda path: step_of(path) or 0)
+
+    def save(self, contents: Contents, *, keep: int | None = None, **about: Any) -> Path:
+        """Write a checkpoint from one process and return its path.
+
+        `about` are the manifest's fields but `files`; at most `keep` checkpoints stay. Raises CheckpointError.
+        """
+        step = about["step"]
+        draft = self.begin(step)
+        return self.seal(draft, Manifest(files=self.add(draft, contents), **about), keep)
+
+    def begin(self, step: int) -> Path:
+        """Make the folder in which the files of a checkpoint are written before it has its name."""
+        draft = self.folder / f"{_DRAFT}{self.path(step).name}"
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        except OSError as error:
+            raise self._failure(draft, error) from error
+        return draft
+
+    def add(self, draft: Path, contents: Contents) -> dict[str, Seal]:
+        """Write one process's files and return their seals. Raises CheckpointError, the draft being gone then."""
+        from truing.train.checkpoint.tensors import safetensors_chunks
+
+        tables = ((f"{name}.safetensors", safetensors_chunks(table)) for name, table in contents.tensors.items())
+        documents = ((name, [data]) for name, data in contents.documents.items())
+        try:
+            return {name: write_file(draft / name, chunks) for name, chunks in itertools.chain(tables, documents)}
+        except OSError as error:
+            raise self._failure(draft, error, contents) from error
+
+    def seal(self, draft: Path, manifest: Manifest, keep: int | None = None) -> Path:
+        """Write the manifest and give the checkpoint its name; it exists from then on. Then delete what `keep` no longer keeps."""
+        final = self.path(manifest.step)
+        try:
+            write_file(draft / MANIFEST, [manifest.render()])
+            sync_folder(draft)
+            if final.exists():
+                final.rename(self._aside(_REPLACED, final))
+            draft.rename(final)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise self._failure(draft, error) from error
+        self.tidy()
+        if keep is not None:
+            self._delete_beyond(keep)
+        return final
+
+    def _delete_beyond(self, keep: int) -> None:
+        """Delete the oldest checkpoints, but nothing unless the newest reads as it was written: it may be the last good one."""
+        *older, newest = self.checkpoints()
+        if len(older) < keep or not _is_whole(newest):
+            return
+        whole = [path for path in older if _is_whole(path, contents=False)]
+        kept = {newest, *(whole[-(keep - 1) :] if keep > 1 else ())}
+        for path in older:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half done; a replaced checkpoint gets its name back where its successor has none."""
+        for path in self.folder.glob(f"{_REPLACED}*") if self.folder.is_dir() else ():
+            final = path.with_name(path.name.removeprefix(_REPLACED))
+            if final.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(final)
+        for path in self.folder.glob(f"{_DRAFT}*") if self.folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def put_aside_after(self, step: int) -> None:
+        """Rename the checkpoints of later steps, which belong to a course that the run now leaves, or are damaged."""
+        for path in self.checkpoints():
+            if (step_of(path) or 0) > step:
+                path.rename(self._aside(_SUPERSEDED, path))
+
+    def _aside(self, prefix: str, path: Path) -> Path:
+        aside = path.with_name(prefix + path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        return aside
+
+    def _failure(self, draft: Path, error: OSError, contents: Contents | None = None) -> CheckpointError:
+        """Remove the draft and return what to tell the user."""
+        written = size_of_folder(draft)
+        shutil.rmtree(draft, ignore_errors=True)
+        short = "" if contents is None else _shortfall(error, contents, written, self.folder)
+        return CheckpointError(
+            f"checkpoint {self.folder / draft.name.removeprefix(_DRAFT)} cannot be written: {error.strerror or error}{short}; "
+            "the ones before it are whole. Free space or mend the disk, and go on with --resume"
+        )
+
+
+def _shortfall(error: OSError, contents: Contents, written: int, folder: Path) -> str:
+    """Return in words how many bytes were lacking; nothing where that is not why."""
+    needed = sum(contents.sizes)
+    if error.errno == errno.ENOSPC:
+        lacking = needed - shutil.disk_usage(folder).free  # the draft is gone by now
+    elif error.errno == errno.EDQUOT:
+        lacking = needed - written
+    elif error.errno == errno.EFBIG:
+        lacking = max(contents.sizes) - resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    else:
+        return ""
+    # what others write and free meanwhile makes this an estimate
+    return f" (it needs {needed:,} bytes, about {max(lacking, 1):,} more than there were)"
+
+
+def _is_whole(path: Path, *, contents: bool = True) -> bool:
+    try:
+        verify(path, contents=contents)
+    except DamagedError:
+        return False
+    return True

@@ -1,0 +1,90 @@
+"""Keeps what is not finite, and spikes, away from the weights: decides, on all ranks together, whether a step is left out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from truing.errors import TruingError
+from truing.train.run import Run
+
+LOSS, LOGPS, REFERENCE, GRADIENT, OPTIMIZER, SPIKE = (
+    "loss",
+    "log-probabilities",
+    "reference's log-probabilities",
+    "gradient",
+    "optimiser's state",
+    "spike",
+)
+CHECKED = (LOSS, LOGPS, REFERENCE, GRADIENT, OPTIMIZER)
+"""What must be finite for a step to change the weights."""
+REMEMBERED = 100
+"""Gradient norms of good steps that a spike is measured against."""
+ENOUGH = 20
+"""Below so many of them nothing is a spike."""
+LEAST_SPREAD = 0.1
+"""Standard deviation of log-norms at least, so that a very even run does not see spikes in small changes."""
+
+
+def judge(run: Run, finite: Mapping[str, Tensor], norm: Tensor) -> tuple[list[str], float]:
+    """Return why the step must be left out, nothing where it is good, and the gradient's norm.
+
+    `finite` are bool scalars by the words of `CHECKED`. All ranks call this together and get the same. It is the one place of a
+    step where numbers are read off the device.
+    """
+    flags = {**finite, GRADIENT: norm.isfinite(), OPTIMIZER: _is_finite(list(run.state.optimizer_tensors().values()), norm)}
+    bad = [~flags.get(word, norm.new_ones((), dtype=torch.bool)) for word in CHECKED]
+    shares = torch.stack([*(flag.to(norm) for flag in bad), norm / run.accelerator.num_processes])
+    if run.accelerator.num_processes > 1:
+        shares = run.accelerator.reduce(shares, reduction="sum")
+    *counts, total = shares.tolist()
+    problems = [word for word, count in zip(CHECKED, counts, strict=True) if count]
+    return problems or _spike(run, total), total
+
+
+def _spike(run: Run, norm: float) -> list[str]:
+    """Return SPIKE when log(norm) is further above the mean of the last good steps' than the allowed number of deviations."""
+    limit, recent = run.trainer.skip_spikes, run.state.recent_norms
+    if limit is None:
+        return []
+    if len(recent) >= ENOUGH and norm > 0:
+        logs = [math.log(value) for value in recent]
+        spread = max(statistics.stdev(logs), LEAST_SPREAD)
+        if (math.log(norm) - statistics.fmean(logs)) / spread > limit:
+            return [SPIKE]
+    if norm > 0:
+        recent.append(norm)
+        del recent[:-REMEMBERED]
+    return []
+
+
+def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return a bool scalar on the device of `like`."""
+    if not tensors:
+        return like.new_ones((), dtype=torch.bool)
+    return get_total_norm(tensors, norm_type=math.inf).isfinite().to(like.device)
+
+
+def require_finite_state(run: Run) -> None:
+    """Raise TruingError, on all ranks, when weights or the optimiser's state are not finite: such a state is never saved."""
+    state = run.state
+    device = run.accelerator.device
+    like = torch.zeros((), device=device)
+    poisoned = torch.stack([~_is_finite(list(table.values()), like) for table in (state.weights(), state.optimizer_tensors())])
+    if run.accelerator.num_processes > 1:
+        poisoned = run.accelerator.reduce(poisoned.float(), reduction="sum")
+    if any(poisoned.tolist()):
+        raise TruingError(
+            f"step {state.step}: {' and '.join(_names_not_finite(run)) or 'the state of another rank'} is not finite, so "
+            "nothing is saved; the checkpoints before are whole. Resume from them with a lower trainer.learning_rate"
+        )
+
+
+def _names_not_finite(run: Run) -> list[str]:
+    tables = {**run.state.weights(), **run.state.optimizer_tensors()}
+    return [name for name, tensor in tables.items() if not bool(tensor.isfinite().all())][:3]

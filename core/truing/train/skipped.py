@@ -1,0 +1,137 @@
+"""Steps that were left out, kept in the run directory with all that they were computed from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from truing.data.tree import Branch, PromptTree
+from truing.errors import ConfigError, first_line
+from truing.model.precomputed import Precomputed
+from truing.train.checkpoint.files import write_file
+from truing.train.checkpoint.tensors import safetensors_chunks
+from truing.train.guard import OPTIMIZER
+from truing.train.micro_batches import is_sharded
+from truing.train.run import Run
+from truing.train.state import RandomState
+
+BATCH, TENSORS = "batch.json", "tensors.safetensors"
+KEPT_WEIGHTS = 3
+"""Of so many skips in a row the weights are kept, the newest."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class SkippedStep:
+    """A step that was left out."""
+
+    step: int
+    """Counted from 1, as in the log."""
+    problems: Sequence[str]
+    """Why, by the guard's words."""
+    trees: Sequence[PromptTree]
+    """Of all ranks."""
+    forward: str
+    own_logits: bool
+    tokens_per_batch: int
+    loss_state: Mapping[str, Any]
+    random: RandomState
+    """Of the first rank, before the step."""
+    reference_logps: Tensor | None
+    """[T] where the reference was precomputed."""
+    damaged_state: Sequence[str]
+    """Names within the optimiser's state that were not finite."""
+    weights_file: str
+    base_dir: Path
+    """The folder that relative names in the configuration refer to."""
+
+
+def folder_of(skipped: Path, step: int) -> Path:
+    """Return where a step (counted from 1) is kept."""
+    return skipped / f"step-{step:08d}"
+
+
+def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random: RandomState) -> None:
+    """Write a step to the run directory, on the first rank; a disk that does not take it costs the record and not the run."""
+    if not run.accelerator.is_main_process:
+        return
+    state, folder = run.state, run.run_dir.skipped
+    # the weights have not changed since the first skip in a row
+    weights = folder / f"weights-{state.step + 2 - state.skipped_in_a_row:08d}.safetensors"
+    moments = state.optimizer_tensors() if OPTIMIZER in problems else {}
+    numbers = {
+        "problems": list(problems),
+        "samples": [tree.sample_id for tree in trees],
+        "trees": [_tree_to_json(tree) for tree in trees],
+        "forward": run.policy.layout,
+        "own_logits": run.policy.own_logits,
+        "tokens_per_batch": state.tokens_per_batch,
+        "loss_state": {key: value for key, value in state.loss_state.items() if not isinstance(value, Tensor)},
+        "random": random[0],
+        "damaged_state": [name for name, tensor in moments.items() if not bool(tensor.isfinite().all())],
+        "weights": weights.name,
+        "base_dir": str(run.config.base_dir.resolve()),
+    }
+    tensors = {f"random.{name}": tensor for name, tensor in random[1].items()}
+    tensors |= {f"loss_state.{name}": tensor for name, tensor in state.loss_tensors().items()}
+    if isinstance(run.reference, Precomputed):
+        tensors["reference_logps"] = run.reference.of_trees(trees)
+    path = folder_of(folder, state.step + 1)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for name in (BATCH, TENSORS):
+            (path / name).unlink(missing_ok=True)
+        write_file(path / TENSORS, safetensors_chunks(tensors))
+        write_file(path / BATCH, [json.dumps(numbers, default=str).encode()])
+        if not weights.exists() and not is_sharded(run):
+            for old in sorted(folder.glob("weights-*.safetensors"))[: 1 - KEPT_WEIGHTS]:
+                old.unlink()
+            write_file(weights, safetensors_chunks(state.weights()))
+    except OSError as error:
+        run.reporter.warn(f"step {state.step + 1} cannot be kept for replay: {first_line(error)}")
+
+
+def read_skipped(skipped: Path, step: int) -> SkippedStep:
+    """Return what `keep_skipped` wrote. Raises ConfigError where there is no such step or it cannot be read."""
+    path = folder_of(skipped, step)
+    if not (path / BATCH).exists():
+        known = ", ".join(str(int(found.name[-8:])) for found in sorted(skipped.glob("step-*"))) or "none"
+        raise ConfigError(f"step {step} is not among the steps that {skipped.parent} left out, which are {known}")
+    try:
+        numbers = json.loads((path / BATCH).read_bytes())
+        tensors = load_file(path / TENSORS)
+        return SkippedStep(
+            step=step,
+            trees=[_tree_from_json(tree) for tree in numbers["trees"]],
+            loss_state={**numbers["loss_state"], **_below(tensors, "loss_state.")},
+            random=(numbers["random"], _below(tensors, "random.")),
+            reference_logps=tensors.get("reference_logps"),
+            weights_file=numbers["weights"],
+            base_dir=Path(numbers["base_dir"]),
+            **{name: numbers[name] for name in ("problems", "forward", "own_logits", "tokens_per_batch", "damaged_state")},
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read ({first_line(error)}); it is not as the run wrote it") from error
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _tree_to_json(tree: PromptTree) -> dict[str, Any]:
+    return attrs.asdict(tree, filter=attrs.filters.exclude("columns"))
+
+
+def _tree_from_json(values: Mapping[str, Any]) -> PromptTree:
+    branches = [
+        Branch(**{**branch, "token_ids": tuple(branch["token_ids"]), "loss_mask": tuple(branch["loss_mask"])})
+        for branch in values["branches"]
+    ]
+    prompt = {name: tuple(values[name]) for name in ("prompt_ids", "prompt_mask")}
+    return PromptTree(**{**values, **prompt, "branches": tuple(branches)})
