@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from truing.registry import Registry
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), *, registry: Registry) -> TrainConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), *, registry: Registry, base_dir: Path | None = None) -> TrainConfig:
     """Return the configuration of a YAML file with `key=value` overrides.
 
-    Raises ConfigError with every fault, its file and line; PluginError when nothing but plugins is missing.
+    Names in it are relative to `base_dir`, by default the file's folder. Raises ConfigError with every fault, its file and line;
+    PluginError when nothing but plugins is missing.
     """
     document = interpolate(override(read_file(path), overrides))
-    return _build(document, registry, path.absolute().parent)
+    return _build(document, registry, base_dir or path.absolute().parent)
 
 
 def build_config(values: Mapping[str, Any], *, registry: Registry, base_dir: Path = Path()) -> TrainConfig:

@@ -70,21 +70,25 @@ def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     return get_total_norm(tensors, norm_type=math.inf).isfinite().to(like.device)
 
 
-def require_finite_state(run: Run) -> None:
-    """Raise TruingError, on all ranks, when weights or the optimiser's state are not finite: such a state is never saved."""
+def weights_are_finite(run: Run) -> bool:
+    """Whether all that trains is, on all ranks, which call this together."""
+    return not _any_rank(run, ~_is_finite(list(run.state.weights().values()), torch.zeros((), device=run.accelerator.device)))
+
+
+def require_finite_state(run: Run, *, weights: bool) -> None:
+    """Raise TruingError, on all ranks, when the optimiser's state, or with `weights` they, are not finite: that is never saved."""
     state = run.state
-    device = run.accelerator.device
-    like = torch.zeros((), device=device)
-    poisoned = torch.stack([~_is_finite(list(table.values()), like) for table in (state.weights(), state.optimizer_tensors())])
+    tables = {**(state.weights() if weights else {}), **state.optimizer_tensors()}
+    if not _any_rank(run, ~_is_finite(list(tables.values()), torch.zeros((), device=run.accelerator.device))):
+        return
+    names = [name for name, tensor in tables.items() if not bool(tensor.isfinite().all())][:3]
+    raise TruingError(
+        f"step {state.step}: {' and '.join(names) or 'the state of another rank'} is not finite, so nothing is saved; the "
+        "checkpoints before are whole. Go on from them with --resume and a lower trainer.learning_rate"
+    )
+
+
+def _any_rank(run: Run, flag: Tensor) -> bool:
     if run.accelerator.num_processes > 1:
-        poisoned = run.accelerator.reduce(poisoned.float(), reduction="sum")
-    if any(poisoned.tolist()):
-        raise TruingError(
-            f"step {state.step}: {' and '.join(_names_not_finite(run)) or 'the state of another rank'} is not finite, so "
-            "nothing is saved; the checkpoints before are whole. Resume from them with a lower trainer.learning_rate"
-        )
-
-
-def _names_not_finite(run: Run) -> list[str]:
-    tables = {**run.state.weights(), **run.state.optimizer_tensors()}
-    return [name for name, tensor in tables.items() if not bool(tensor.isfinite().all())][:3]
+        flag = run.accelerator.reduce(flag.float(), reduction="sum")
+    return bool(flag)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from truing.data.batch import BatchPart, TreeBatch
+from truing.data.tree import PromptTree
 from truing.errors import PluginError, TruingError, first_line
 from truing.loss import LossInputs, LossOutput, Needs
 from truing.model.policy import PolicyOutput, loss_inputs
@@ -120,6 +121,18 @@ def loss_shares(
     yield _on_first_rank(run, _call(run, inputs, counts, _examples(inputs))[2])
 
 
+@torch.no_grad()
+def examine(run: Run, tree: PromptTree) -> tuple[dict[str, bool], float | None]:
+    """Return what is finite of one tree by itself, by the guard's words, and its loss; None where that needs a whole step."""
+    objective = LossObjective(run=run, counts=StepCounts.of([[tree]], run.loss.layout), reference=run.reference)
+    output, batch = _forward(run, objective, MicroBatch([tree]))
+    if run.sees_whole_step:
+        inputs = objective.inputs(batch.whole(), output)
+        return {word: bool(flag) for word, flag in _finite(inputs).items()}, None
+    loss = float(objective(batch.whole(), output))
+    return {word: bool(flag) for word, flag in objective.finite.items()}, loss
+
+
 def _differentiate_whole_step(run: Run, micro_batches: Sequence[MicroBatch], counts: StepCounts) -> list[KnownGradients]:
     with torch.no_grad():
         own = _own_inputs(run, micro_batches, counts, run.reference)
@@ -190,7 +203,7 @@ def add_finite(total: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
         total[word] = total[word] & flag if word in total else flag
 
 
-def _finite(inputs: LossInputs, loss: Tensor) -> dict[str, Tensor]:
+def _finite(inputs: LossInputs, loss: Tensor | None = None) -> dict[str, Tensor]:
     seen = {LOSS: loss, LOGPS: inputs.token_logps, REFERENCE: inputs.reference_token_logps}
     return {word: tensor.detach().isfinite().all() for word, tensor in seen.items() if tensor is not None}
 

@@ -88,6 +88,17 @@ class RunDir:
             os.close(self._lock)
             self._lock = None
 
+    def owner(self) -> str | None:
+        """Return the process that writes there now, as it called itself; None where there is none."""
+        if not (self.path / LOCK).exists():
+            return None
+        with (self.path / LOCK).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(100).strip() or "unknown"
+        return None
+
     def _require_no_owner(self) -> None:
         if (self.path / LOCK).exists():
             os.close(self._locked())

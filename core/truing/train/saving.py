@@ -17,7 +17,7 @@ from truing.errors import ConfigError, TruingError, first_line
 from truing.train.changes import describe_changes, flat_settings
 from truing.train.checkpoint import CheckpointError, Contents, DamagedError, Manifest, verify
 from truing.train.checkpoint.background import Save, Snapshot
-from truing.train.guard import require_finite_state
+from truing.train.guard import require_finite_state, weights_are_finite
 from truing.train.micro_batches import is_sharded
 from truing.train.run import Run
 from truing.train.run_dir import library_versions
@@ -33,6 +33,8 @@ class Saver:
     """Writes the checkpoints of a run, one at a time; all ranks call its methods together."""
 
     run: Run
+    _finite: bool = attrs.field(init=False)
+    """Whether the weights that it began with are, as all later ones must be then."""
     _snapshot: Snapshot = attrs.field(factory=Snapshot, init=False)
     _save: Save | None = attrs.field(default=None, init=False)
     _begun: int | None = attrs.field(default=None, init=False)
@@ -41,6 +43,9 @@ class Saver:
     """Whether how the last save ended is still to be looked at."""
     _problem_of_shards: str | None = attrs.field(default=None, init=False)
     _failures: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._finite = weights_are_finite(self.run)
 
     def save(self, *, wait: bool = False) -> Path:
         """Save the state as it is and return where; with `wait` it is written when this returns.
@@ -51,7 +56,7 @@ class Saver:
         self.settle()
         run, path = self.run, self.run.run_dir.store.path(self.run.state.step)
         if self._begun != run.state.step:
-            require_finite_state(run)
+            require_finite_state(run, weights=self._finite)
             self._begin()
         self.settle(wait=wait, last=wait)
         return path

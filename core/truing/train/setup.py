@@ -52,8 +52,19 @@ class Data:
     eval_report: DataReport | None
 
 
-def set_up(config: TrainConfig, given: Given, run_dir: RunDir, *, resume: bool, reporter: Reporter | None = None) -> Run:
-    """Return a run that is ready for its first step. Raises the errors of truing.errors for what a user can mend."""
+def set_up(
+    config: TrainConfig,
+    given: Given,
+    run_dir: RunDir,
+    *,
+    resume: bool,
+    reporter: Reporter | None = None,
+    data: Data | None = None,
+) -> Run:
+    """Return a run that is ready for its first step; `data` takes the place of what the configuration names.
+
+    Raises the errors of truing.errors for what a user can mend.
+    """
     check_run(config, given)
     accelerator = _accelerator(config)
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
@@ -64,7 +75,7 @@ def set_up(config: TrainConfig, given: Given, run_dir: RunDir, *, resume: bool, 
 
     tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
-    data = _read_data(config, given, tokenizer, model)
+    data = data or _read_data(config, given, tokenizer, model)
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
     policy, start = _policy_and_start(config, model, accelerator.device)
     _check_vocabulary(data, policy)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from truing.data.layouts import Forward
 from truing.data.tree import Branch, PromptTree
 from truing.errors import ConfigError, first_line
 from truing.model.precomputed import Precomputed
@@ -37,7 +38,7 @@ class SkippedStep:
     """Why, by the guard's words."""
     trees: Sequence[PromptTree]
     """Of all ranks."""
-    forward: str
+    forward: Forward
     own_logits: bool
     tokens_per_batch: int
     loss_state: Mapping[str, Any]

@@ -1,0 +1,146 @@
+"""Computes a step that a run left out once more, from what the run directory keeps of it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import attrs
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from truing.config import TrainConfig, load_config
+from truing.data import DataReport
+from truing.data.batch import TreeBatch
+from truing.data.dataset import TreeDataset
+from truing.data.tree import PromptTree
+from truing.errors import ConfigError
+from truing.model.attention import use_own_attention, use_tree_attention
+from truing.model.reference import FrozenCopy
+from truing.registry import Registry
+from truing.train.console import Reporter
+from truing.train.given import Given
+from truing.train.guard import GRADIENT, OPTIMIZER
+from truing.train.objective import examine
+from truing.train.quiet import quiet_libraries
+from truing.train.run import Run
+from truing.train.run_dir import CONFIG, RunDir
+from truing.train.setup import Data, set_up
+from truing.train.skipped import SkippedStep, read_skipped
+from truing.train.state import restore_random_state
+from truing.train.step import accumulate_gradients
+
+
+@attrs.frozen(kw_only=True)
+class Sample:
+    """One sample of a step, computed by itself."""
+
+    sample_id: int
+    loss: float | None
+    """None where the loss must see a whole step."""
+    problems: Sequence[str]
+    """What of it is not finite, by the guard's words."""
+
+
+@attrs.frozen(kw_only=True)
+class Replay:
+    """What a step came to when it was computed again."""
+
+    skipped: SkippedStep
+    loss: float
+    grad_norm: float
+    problems: Sequence[str]
+    """What is not finite now, by the guard's words."""
+    samples: Sequence[Sample]
+
+
+def replay(path: Path, step: int, *, given: Given | None = None, reporter: Reporter | None = None) -> Replay:
+    """Compute a step (counted from 1) that the run at `path` left out, with the weights and the random numbers that it had.
+
+    Nothing is written to the run directory. `given` are the objects that the run was given instead of names. Raises ConfigError
+    where nothing is kept of that step.
+    """
+    skipped = read_skipped(RunDir(path).skipped, step)
+    config = load_config(path / CONFIG, registry=Registry.load(), base_dir=skipped.base_dir)
+    given = given or Given()
+    if config.model.name.startswith("(") and given.model is None:
+        raise ConfigError(f"{path}: the run was handed its model; truing.train.replay.replay(..., given=Given(model=...)) takes it")
+    with (
+        tempfile.TemporaryDirectory(prefix="truing-replay-") as folder,
+        quiet_libraries(),
+        closing(RunDir(Path(folder) / "run")) as run_dir,
+    ):
+        run = set_up(_settings(config, run_dir), given, run_dir, resume=False, reporter=reporter, data=_data(config, skipped))
+        run = _as_it_was(run, skipped, RunDir(path).skipped / skipped.weights_file)
+        return _compute(run, skipped)
+
+
+def _settings(config: TrainConfig, run_dir: RunDir) -> TrainConfig:
+    return attrs.evolve(
+        config,
+        output=attrs.evolve(config.output, dir=run_dir.path),
+        model=attrs.evolve(config.model, precompute_reference=False),
+        trainer=attrs.evolve(config.trainer, report_to=(), forward="padded"),
+    )
+
+
+def _data(config: TrainConfig, skipped: SkippedStep) -> Data:
+    trees = TreeDataset(config.method.layout)
+    for tree in skipped.trees:
+        trees.append(tree)
+    return Data(trees=trees, report=DataReport(rows_read=len(trees), rows_kept=len(trees)), eval_trees=None, eval_report=None)
+
+
+def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
+    """Return the run in the state that it had before the step."""
+    run.policy.layout, run.policy.own_logits = skipped.forward, skipped.own_logits
+    (use_tree_attention if skipped.forward == "shared_prefix" else use_own_attention)(run.policy.causal_lm)
+    if isinstance(run.reference, FrozenCopy):
+        run.reference.policy.adopt_forward(run.policy)
+    run.state.step, run.state.tokens_per_batch = skipped.step - 1, skipped.tokens_per_batch
+    run.state.loss_state = dict(skipped.loss_state)
+    if weights.exists():
+        found = load_file(weights)
+        with torch.no_grad():
+            for name, weight in run.state.weights().items():
+                weight.copy_(found[name])
+    else:
+        run.reporter.warn(
+            f"{weights} is gone, of which only the newest are kept: computing with the weights that the run began with"
+        )
+    if skipped.reference_logps is not None:
+        run = attrs.evolve(run, reference=_Recorded(skipped.trees, skipped.reference_logps))
+    restore_random_state(*skipped.random)
+    return run
+
+
+class _Recorded:
+    """The log-probabilities of the reference that were kept with a step."""
+
+    def __init__(self, trees: Sequence[PromptTree], logps: Tensor) -> None:
+        parts = logps.split([tree.counted for tree in trees])
+        self._by_sample = {tree.sample_id: part for tree, part in zip(trees, parts, strict=True)}
+
+    def token_logps(self, batch: TreeBatch) -> Tensor:
+        """Return [T]."""
+        return torch.cat([self._by_sample[tree.sample_id] for tree in batch.trees]).to(batch.targets.device)
+
+
+def _compute(run: Run, skipped: SkippedStep) -> Replay:
+    run.wrapped.train()
+    result = accumulate_gradients(run, skipped.trees)
+    gradients = [weight.grad for weight in run.policy.parameters() if weight.grad is not None]
+    norm = float(get_total_norm(gradients))
+    problems = [word for word, flag in result.finite.items() if not bool(flag)]
+    problems += [GRADIENT] if not math.isfinite(norm) else []
+    problems += [OPTIMIZER] if skipped.damaged_state else []
+    samples = []
+    for tree in skipped.trees:
+        finite, loss = examine(run, tree)
+        samples.append(Sample(sample_id=tree.sample_id, loss=loss, problems=[word for word, fine in finite.items() if not fine]))
+    return Replay(skipped=skipped, loss=float(result.metrics["loss"]), grad_norm=norm, problems=problems, samples=samples)

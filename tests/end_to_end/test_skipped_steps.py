@@ -1,0 +1,141 @@
+"""Steps that are left out: counted, kept, and computed again; runs and checkpoints that commands look at."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from tests.end_to_end.helpers import write_config
+from truing.cli import main
+from truing.train.guard import ENOUGH, judge
+
+
+def truing(*arguments):
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def poison(folder, letter="g"):
+    """Make the embedding of one byte NaN: only the samples that have it are to blame."""
+    from transformers import AutoTokenizer
+
+    file = folder / "model/model.safetensors"
+    weights = load_file(file)
+    (token,) = AutoTokenizer.from_pretrained(folder / "model")(letter, add_special_tokens=False)["input_ids"]
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module", params=[(), ("model.precompute_reference=true",)], ids=["live", "precomputed"])
+def skipping(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("skipping")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUING_CACHE", str(folder / "cache"))
+        config = write_config(folder, batch_size=2, max_skipped_steps=100, save_steps=4)
+        rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+        rows = [{**row, "chosen": row["chosen"].replace("green", "brown")} for row in rows]
+        rows = [{key: value.replace("g", "k") for key, value in row.items()} for row in rows[:10]]
+        rows[3]["rejected"] += " grey"
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        poison(folder)
+        done = truing("train", config, *request.param)
+    assert done.exit_code == 0, done.output
+    return folder / "run", done.output
+
+
+def test_only_the_step_with_the_sample_is_left_out_and_named(skipping):
+    run, output = skipping
+    assert output.count("left out: not finite: loss, log-probabilities, reference's log-probabilities, gradient (samples ") == 1
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["skipped_steps"] == 1
+    assert [line["loss"] != line["loss"] for line in lines].count(True) == 1
+    trained = load_file(run / "model/model.safetensors")
+    begun = load_file(run.parent / "model/model.safetensors")
+    finite = begun["model.embed_tokens.weight"].isfinite()
+    assert trained["model.embed_tokens.weight"][finite].isfinite().all()
+    assert not torch.equal(trained["model.norm.weight"], begun["model.norm.weight"])
+
+
+def test_replay_finds_the_sample(skipping):
+    run, _ = skipping
+    (kept,) = (run / "skipped").glob("step-*")
+    step = int(kept.name.removeprefix("step-"))
+    done = truing("replay", run, step)
+    assert done.exit_code == 0, done.output
+    assert f"step {step} of {run}: left out because of loss" in done.output
+    assert "computed again: loss nan, grad_norm nan" in done.output
+    blamed = [line for line in done.output.splitlines() if line.startswith("  sample")]
+    assert len(blamed) == 1 and blamed[0].startswith("  sample 3: not finite: loss, log-probabilities")
+
+
+def test_a_step_that_was_not_left_out_cannot_be_replayed(skipping):
+    run, _ = skipping
+    done = truing("replay", run, 900)
+    assert done.exit_code == 2
+    assert "step 900 is not among the steps that" in done.output
+
+
+def test_runs_and_their_checkpoints_are_listed(skipping):
+    run, _ = skipping
+    listed = json.loads(truing("runs", run.parent, "--json").output)
+    assert [(facts["method"], facts["step"], facts["checkpoint"], facts["state"]) for facts in listed] == [
+        ("dpo", 5, 5, "verified")
+    ]
+    assert listed[0]["model"] and listed[0]["running"] is None and listed[0]["bytes"] > 100_000
+    assert "verified" in truing("runs", run.parent).output
+    whole = truing("verify", run)
+    assert whole.exit_code == 0 and whole.output.count("whole") == 2
+    state = run / "checkpoints/step-00000005/state.json"
+    text = state.read_bytes()
+    state.write_bytes(text[:-1])
+    try:
+        broken = truing("verify", run)
+        assert broken.exit_code == 1 and "state.json has" in broken.output and "1 of 2 checkpoints are damaged" in broken.output
+        assert "damaged: state.json" in truing("runs", run.parent).output
+    finally:
+        state.write_bytes(text)
+
+
+def test_a_folder_without_runs(tmp_path):
+    assert truing("runs", tmp_path).output == f"no run in {tmp_path}\n"
+    assert truing("runs", tmp_path / "none").exit_code == 2
+    assert "holds no checkpoint" in truing("verify", tmp_path).output
+
+
+@attrs.define
+class Some:
+    """The parts of a run that the guard reads."""
+
+    skip_spikes: float | None = 4.0
+    recent_norms: list[float] = attrs.Factory(list)
+    num_processes: int = 1
+
+    @property
+    def trainer(self):
+        return self
+
+    state = accelerator = trainer
+
+    def optimizer_tensors(self):
+        return {}
+
+
+def test_a_spike_is_one_against_the_good_steps_before_it():
+    """Norms of 1 and e alternate: log-norms have mean 0.5 and deviation 0.51, and 0.5 + 4 x 0.51 = 2.55 is log(12.8)."""
+    run = Some()
+    for step in range(ENOUGH):
+        assert judge(run, {}, torch.tensor(2.718281828 ** (step % 2))) == ([], pytest.approx(2.718281828 ** (step % 2)))
+    assert judge(run, {}, torch.tensor(15.0))[0] == ["spike"]
+    assert judge(run, {}, torch.tensor(11.0))[0] == []
+    assert len(run.recent_norms) == ENOUGH + 1  # the spike is not among them
+    assert judge(attrs.evolve(run, skip_spikes=None), {}, torch.tensor(1e9))[0] == []
+
+
+def test_what_is_not_finite_is_named():
+    bad, good = torch.tensor(False), torch.tensor(True)
+    assert judge(Some(), {"loss": bad, "log-probabilities": good}, torch.tensor(float("inf")))[0] == ["loss", "gradient"]
