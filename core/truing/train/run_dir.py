@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Return the versions of what a run's numbers may depend on, Truing's own first."""
     return {"truing": truing.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}}
