@@ -19,7 +19,7 @@ import attrs
 
 import truing
 from truing.errors import ConfigError, SetupError
-from truing.train.checkpoint.files import replace_file, sync_folder
+from truing.train.checkpoint.files import make_folder, replace_file, sync_folder
 from truing.train.checkpoint.store import CheckpointStore
 
 CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
@@ -74,7 +74,7 @@ class RunDir:
                 f"(output.dir={self.path}-2)"
             )
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from truing.errors import TruingError
-from truing.train.checkpoint.files import Seal, size_of_folder, sync_folder, write_file
+from truing.train.checkpoint.files import Seal, make_folder, size_of_folder, sync_folder, write_file
 from truing.train.checkpoint.manifest import MANIFEST, DamagedError, Manifest, step_of, verify
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class CheckpointStore:
         """Make the folder in which the files of a checkpoint are written before it has its name."""
         draft = self.folder / f"{_DRAFT}{self.path(step).name}"
         try:
+            make_folder(self.folder)
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+            draft.mkdir()
         except OSError as error:
             raise self._failure(draft, error) from error
         return draft
@@ -121,6 +122,7 @@ class CheckpointStore:
         for path in self.folder.glob(f"{_REPLACED}*") if self.folder.is_dir() else ():
             final = path.with_name(path.name.removeprefix(_REPLACED))
             if final.exists():
+                sync_folder(self.folder)  # else a disk that loses power might remove this one and never have named the other
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.rename(final)
