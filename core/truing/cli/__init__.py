@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import re
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,8 @@ COMMANDS: Mapping[str, str] = {
 """Core's own commands and their one-line help, so that `truing --help` imports none of them."""
 
 INTERRUPTED = 130
+_LOST_PEER = re.compile(r"Connection (reset|closed) by peer|remote process exited|NCCL.*(remote|abort)", re.IGNORECASE)
+"""How gloo and NCCL say that a process of the group is gone."""
 
 
 class Program(click.Group):
@@ -106,6 +109,8 @@ def explain_failure(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
         advice = "lower trainer.max_tokens_per_batch or trainer.max_length, or train an adapter"
         return f"out of memory: {str(error) or 'no more could be had'}; {advice}", SetupError.exit_code
+    if type(error).__name__ in {"RuntimeError", "DistBackendError"} and _LOST_PEER.search(str(error)):
+        return "another process of this run is gone, for a reason that it or the launcher says; continue with --resume", 1
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return f"no space left on the disk: {error}; free some, or write elsewhere (output.dir)", SetupError.exit_code
     return f"internal error, {type(error).__name__}: {error}; run again with --debug for the traceback, and please report it", 1

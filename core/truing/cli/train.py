@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 import click
@@ -23,8 +24,17 @@ from truing.cli.ranks import die_of_interrupts
     help="Continue the run in output.dir, from its newest whole checkpoint or from the one given. Write it last.",
 )
 @click.option("--num-processes", type=click.IntRange(min=1), default=1, show_default=True, help="Data-parallel processes to start.")
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How often all processes are started again, from the newest checkpoint, when one of several is lost.",
+)
 @click.pass_context
-def train(context: click.Context, config: Path, overrides: tuple[str, ...], resume: str | None, num_processes: int) -> None:
+def train(
+    context: click.Context, config: Path, overrides: tuple[str, ...], resume: str | None, num_processes: int, max_restarts: int
+) -> None:
     """Train as CONFIG says. OVERRIDES change single keys: trainer.learning_rate=1e-5 method.beta=0.2"""
     if resume and "=" in resume and not Path(resume).exists():  # `--resume key=value`: an override, not a checkpoint
         overrides, resume = (resume, *overrides), ""
@@ -37,10 +47,12 @@ def train(context: click.Context, config: Path, overrides: tuple[str, ...], resu
         raise ConfigError(
             f"--resume: {resume} is no checkpoint, which is a folder such as {loaded.output.dir}/checkpoints/step-00000100"
         )
+    if max_restarts and num_processes == 1:
+        raise ConfigError("--max-restarts starts the processes of --num-processes again; with one process, run again with --resume")
     if num_processes > 1:
         debug = ["--debug"] if context.find_root().params.get("debug") else []
         resuming = [] if resume is None else [f"--resume={resume}"]
-        context.exit(_launch(num_processes, [*debug, "train", str(config), *overrides, *resuming]))
+        context.exit(_launch(num_processes, max_restarts, [*debug, "train", str(config), *overrides, *resuming]))
     die_of_interrupts()
     _quieten_libraries()
     from truing.train.loop import train as run
@@ -55,8 +67,11 @@ def _quieten_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def _launch(processes: int, arguments: list[str]) -> int:
-    """Run this program once per process under accelerate's launcher, and return the exit code of the first that failed."""
+def _launch(processes: int, restarts: int, arguments: list[str]) -> int:
+    """Run this program once per process under accelerate's launcher, and return the exit code of the first that failed.
+
+    It runs anew, at most `restarts` times, when a process is lost.
+    """
     import torch
     import torch.distributed.run
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -72,14 +87,24 @@ def _launch(processes: int, arguments: list[str]) -> int:
     launcher = launch_command_parser().parse_args(
         [
             *("--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0"),
+            *("--max_restarts", str(restarts)),
             *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "truing", *arguments),
         ]
     )
     try:
         launch_command(launcher)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return int(failure.exitcode) if failure.exitcode > 0 else 128 - int(failure.exitcode)
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return int(failure.exitcode)
+        killer = signal.Signals(-failure.exitcode).name
+        click.secho(
+            f"error: process {failure.pid} (rank {rank}) was killed by {killer}, and the others were stopped; "
+            "continue with --resume",
+            fg="red",
+            err=True,
+        )
+        return 128 - int(failure.exitcode)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from contextlib import closing
@@ -22,6 +21,7 @@ from truing.train.interrupt import SAVING, STOPPING, Interrupted, InterruptSigna
 from truing.train.meter import Meter
 from truing.train.micro_batches import is_sharded
 from truing.train.quiet import quiet_libraries
+from truing.train.restarts import was_restarted
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
 from truing.train.saving import Saver, restore
@@ -50,11 +50,6 @@ def train(
             _steps(run, signal)
             _finish(run)
         return run.state
-
-
-def was_restarted() -> bool:
-    """Whether a launcher starts this process again because one of its run ended: it goes on where the checkpoints say."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _steps(run: Run, signal: InterruptSignal) -> None:
@@ -144,6 +139,10 @@ def _whole_weights(run: Run) -> dict[str, Tensor] | None:
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Tensor] = get_model_state_dict(run.state.model, options=options)  # type: ignore[assignment]
+    first: dict[int, str] = {}
+    for name, weight in run.state.model.named_parameters(remove_duplicate=False):
+        if name in weights:  # tied weights share memory again, by which save_pretrained knows them
+            weights[name] = weights[first.setdefault(id(weight), name)]
     return weights
 
 

@@ -36,6 +36,7 @@ from truing.train.micro_batches import is_sharded
 from truing.train.optimizer import make_optimizer, make_schedule
 from truing.train.order import DataOrder
 from truing.train.preconditions import check_run
+from truing.train.restarts import join_restarted
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
 from truing.train.source import DatasetSource, Source
@@ -131,6 +132,7 @@ def make_source(trees: Trees, order: DataOrder) -> Source:
 def _accelerator(config: TrainConfig) -> Accelerator:
     # accelerate keeps one state per process; a second run in a notebook may ask for another precision
     AcceleratorState._reset_state(reset_partial_state=False)
+    join_restarted()
     return Accelerator(
         mixed_precision=config.trainer.mixed_precision,
         log_with=list(config.trainer.report_to) or None,
