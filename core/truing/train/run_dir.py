@@ -167,8 +167,14 @@ class RunDir:
         return (path.read_bytes() if path.exists() else b"") + "".join(self._unwritten).encode()
 
     def rewrite_metrics(self, data: bytes) -> None:
-        """Make metrics.jsonl what it was at a checkpoint; lines after the one that a run resumes from go."""
-        replace_file(self.path / METRICS, data)
+        """Make metrics.jsonl what it was at a checkpoint; lines after the one that a run resumes from go. Raises SetupError."""
+        try:
+            replace_file(self.path / METRICS, data)
+        except OSError as error:
+            raise SetupError(
+                f"{self.path / METRICS} cannot be written: {error.strerror or error}; the checkpoints are as they were. Free space "
+                "or mend the disk, and go on with --resume"
+            ) from error
 
     def replace_model(self, write: Callable[[Path], None]) -> None:
         """Make the model's folder what `write` puts into the one that it is given, whole or not at all."""

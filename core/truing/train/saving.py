@@ -254,8 +254,7 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
         state.load(numbers, tables[weights], tables[optimizer], tables["loss_state"])
         run.source.load(numbers["source"], tables["source"])
         restore_random_state(numbers["random"][random], load_file(path / f"random-{random}.safetensors"))
-        if run.accelerator.is_main_process:
-            run.run_dir.rewrite_metrics((path / METRICS).read_bytes())
+        metrics = (path / METRICS).read_bytes()
     except (
         OSError,
         SafetensorError,
@@ -270,6 +269,8 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
         raise (
             error if isinstance(error, DamagedError) else DamagedError(f"its state cannot be read ({first_line(error)})")
         ) from error
+    if run.accelerator.is_main_process:
+        run.run_dir.rewrite_metrics(metrics)
     _warn_of_other_references(run, here)
     state.references = here
     state.tokens_per_batch = run.trainer.max_tokens_per_batch or state.tokens_per_batch
