@@ -155,6 +155,9 @@ def test_only_the_newest_stay_and_drafts_are_no_checkpoints(tmp_path):
     (tmp_path / ".writing-step-00000009").mkdir()
     for step in (1, 2, 3):
         save(tmp_path, step, keep=2)
+    store = CheckpointStore(tmp_path)
+    assert store.checkpoints() == [store.path(2), store.path(3)]
+    store.tidy()
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
 
 

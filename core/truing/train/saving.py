@@ -92,11 +92,12 @@ class Saver:
         if in_background:
             contents = attrs.evolve(contents, tensors=self._snapshot.of(tables))
         about = _about(run, sharded=False)
-        self._start(lambda: run.run_dir.store.save(contents, keep=run.trainer.save_total_limit, **about))
+        keep = run.trainer.save_total_limit
+        self._start(lambda given_up: run.run_dir.store.save(contents, keep=keep, given_up=given_up, **about))
         if not in_background:
             self._finish()
 
-    def _start(self, work: Callable[[], Path]) -> None:
+    def _start(self, work: Callable[[Callable[[], bool]], Path]) -> None:
         self._save = Save(work, f"checkpoint {self.run.run_dir.store.path(self.run.state.step)}")
 
     def _finish(self) -> None:

@@ -20,8 +20,10 @@ ROOM = 2
 class Save:
     """A save that runs on a thread of its own, which ends with the process whatever it does."""
 
-    def __init__(self, work: Callable[[], Path], what: str) -> None:
+    def __init__(self, work: Callable[[Callable[[], bool]], Path], what: str) -> None:
+        """Start `work`, which is handed a function that says whether the save was given up: what it reads may have changed then."""
         self.what = what
+        self._given_up = False
         self._work = work
         self._path: Path | None = None
         self._error: BaseException | None = None
@@ -30,7 +32,7 @@ class Save:
 
     def _run(self) -> None:
         try:
-            self._path = self._work()
+            self._path = self._work(lambda: self._given_up)
         except BaseException as error:  # handed to whoever waits for it
             self._error = error
 
@@ -40,13 +42,15 @@ class Save:
         return self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
-        """Return when it has ended or time is up."""
-        self._thread.join(seconds)
+        """Return when it has ended, or when time is up, having given it up."""
+        if not self._given_up:
+            self._thread.join(seconds)
+            self._given_up = self._thread.is_alive()
 
     def result(self, seconds: float) -> Path:
         """Return the checkpoint's path when it is written. Raises what the save raised, or TimeoutError when time is up."""
         self.wait(seconds)
-        if self._thread.is_alive():
+        if self._given_up:
             raise TimeoutError(f"{self.what} was not written within {seconds:g} s")
         if self._error is not None:
             raise self._error

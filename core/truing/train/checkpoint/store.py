@@ -6,7 +6,7 @@ import errno
 import itertools
 import resource
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,14 +57,20 @@ class CheckpointStore:
         found = [path for path in self.folder.glob("step-*") if step_of(path) is not None] if self.folder.is_dir() else []
         return sorted(found, key=lambda path: step_of(path) or 0)
 
-    def save(self, contents: Contents, *, keep: int | None = None, **about: Any) -> Path:
+    def save(
+        self, contents: Contents, *, keep: int | None = None, given_up: Callable[[], bool] = lambda: False, **about: Any
+    ) -> Path:
         """Write a checkpoint from one process and return its path.
 
-        `about` are the manifest's fields but `files`; at most `keep` checkpoints stay. Raises CheckpointError.
+        `about` are the manifest's fields but `files`; at most `keep` checkpoints stay. Raises CheckpointError, also when `given_up`
+        says, after the last byte of `contents` was read, that they may have changed meanwhile.
         """
-        step = about["step"]
-        draft = self.begin(step)
-        return self.seal(draft, Manifest(files=self.add(draft, contents), **about), keep)
+        draft = self.begin(about["step"])
+        files = self.add(draft, contents)
+        if given_up():
+            shutil.rmtree(draft, ignore_errors=True)
+            raise CheckpointError(f"checkpoint {self.path(about['step'])} was given up; the ones before it are whole")
+        return self.seal(draft, Manifest(files=files, **about), keep)
 
     def begin(self, step: int) -> Path:
         """Make the folder in which the files of a checkpoint are written before it has its name."""
@@ -100,7 +106,7 @@ class CheckpointStore:
             sync_folder(self.folder)
         except OSError as error:
             raise self._failure(draft, error) from error
-        self.tidy()
+        self._settle_replaced()
         if keep is not None:
             self._delete_beyond(keep)
         return final
@@ -119,6 +125,12 @@ class CheckpointStore:
 
     def tidy(self) -> None:
         """Remove what a killed process left half done; a replaced checkpoint gets its name back where its successor has none."""
+        self._settle_replaced()
+        for path in self.folder.glob(".*") if self.folder.is_dir() else ():
+            if path.name.startswith((_DRAFT, _DELETED)):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _settle_replaced(self) -> None:
         for path in self.folder.glob(f"{_REPLACED}*") if self.folder.is_dir() else ():
             final = path.with_name(path.name.removeprefix(_REPLACED))
             if final.exists():
@@ -126,9 +138,6 @@ class CheckpointStore:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.rename(final)
-        for path in self.folder.glob(".*") if self.folder.is_dir() else ():
-            if path.name.startswith((_DRAFT, _DELETED)):
-                shutil.rmtree(path, ignore_errors=True)
 
     def put_aside_after(self, step: int) -> None:
         """Rename the checkpoints of later steps, which belong to a course that the run now leaves, or are damaged."""
@@ -146,6 +155,8 @@ class CheckpointStore:
         """Remove the draft and return what to tell the user."""
         written = size_of_folder(draft)
         shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):  # the next run tries again
+            self._settle_replaced()
         short = "" if contents is None else _shortfall(error, contents, written, self.folder)
         return CheckpointError(
             f"checkpoint {self.folder / draft.name.removeprefix(_DRAFT)} cannot be written: {error.strerror or error}{short}; "
