@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -72,27 +73,17 @@ def at_step(step: int, act: Callable[[Run], object]) -> None:
     truing.train.loop.train_step = wrapped
 
 
-def slow_disk(seconds: float) -> None:
-    """Let every file of a checkpoint take some time."""
+def slow_disk(seconds: float, names: str = "") -> Callable[[], None]:
+    """Let files of a checkpoint whose names begin so take some time; return a function that ends this."""
     real = store.write_file
 
-    def write_file(*arguments: Any) -> Any:
-        time.sleep(seconds)
-        return real(*arguments)
+    def write_file(path: Path, *rest: Any) -> Any:
+        if path.name.startswith(names):
+            time.sleep(seconds)
+        return real(path, *rest)
+
+    def mend() -> None:
+        store.write_file = real
 
     store.write_file = write_file
-
-
-def together(*steps: Callable[[], object]) -> Callable[[], None]:
-    """Return one function that does several things."""
-
-    def do() -> None:
-        for step in steps:
-            step()
-
-    return do
-
-
-def sample_ids(trees: Sequence[PromptTree]) -> list[int]:
-    """Return the ids of trees."""
-    return [tree.sample_id for tree in trees]
+    return mend
