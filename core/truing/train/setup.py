@@ -80,7 +80,7 @@ def set_up(
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
     policy, start = _policy_and_start(config, model, accelerator.device)
     _check_vocabulary(data, policy)
-    choice, budget = _choose_forward(config, policy, data.trees, reporter)
+    choice, budget = _choose_forward(config, policy, data.trees, accelerator, reporter)
     _warn_of_half_precision(policy, reporter)
     if start is not None:
         start.adopt_forward(policy)
@@ -234,10 +234,13 @@ def _keep(found: Precomputed, path: Path, reporter: Reporter) -> None:
         reporter.warn(f"reference: not kept for later runs ({first_line(error)}); set TRUING_CACHE to a folder that can be written")
 
 
-def _choose_forward(config: TrainConfig, policy: Policy, trees: Trees, reporter: Reporter) -> tuple[ForwardChoice, int]:
+def _choose_forward(
+    config: TrainConfig, policy: Policy, trees: Trees, accelerator: Accelerator, reporter: Reporter
+) -> tuple[ForwardChoice, int]:
     """Return how the policy computes, and its token budget."""
     probed = _probed(trees)
-    choice = choose_forward(policy, probed, config.trainer.forward)
+    mixed = config.trainer.mixed_precision != "no"
+    choice = choose_forward(policy, probed, config.trainer.forward, accelerator.autocast if mixed else None)
     shorter = min(probed, key=lambda tree: tree.num_tokens)
     batch = collate([shorter], policy.layout).to(policy.causal_lm.device)
     # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
