@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -171,6 +172,20 @@ def test_the_last_good_one_is_never_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr("truing.train.checkpoint.manifest.seal_of", lambda file: None)
     save(tmp_path, 2, keep=1)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_one_that_is_deleted_by_half_is_no_checkpoint(tmp_path, monkeypatch):
+    """A kill while the oldest one is deleted."""
+    save(tmp_path, 1)
+    real = os.unlink
+    monkeypatch.setattr(os, "unlink", lambda *arguments, **options: real(*arguments, **options) or sys.exit(9))
+    with pytest.raises(SystemExit):
+        save(tmp_path, 2, keep=1)
+    monkeypatch.undo()
+    store = CheckpointStore(tmp_path)
+    assert store.checkpoints() == [store.path(2)]
+    store.tidy()
+    assert names(tmp_path) == ["step-00000002"]
 
 
 def test_a_step_that_is_saved_again_replaces_what_was_there(tmp_path):

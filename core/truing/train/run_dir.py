@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import attrs
 
 import truing
 from truing.errors import ConfigError, SetupError
-from truing.train.checkpoint.files import replace_file, sync_folder
+from truing.train.checkpoint.files import make_folder, replace_file, sync_folder
 from truing.train.checkpoint.store import CheckpointStore
 
 CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Return the versions of what a run's numbers may depend on, Truing's own first."""
     return {"truing": truing.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}}
@@ -72,7 +74,7 @@ class RunDir:
                 f"(output.dir={self.path}-2)"
             )
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:

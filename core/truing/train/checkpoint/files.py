@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,14 @@ def seal_of(path: Path) -> Seal:
             digest.update(piece)
             size += len(piece)
     return Seal(size, digest.hexdigest())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none, and return when the disk has its name and those of the folders above that were missing."""
+    missing = list(itertools.takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(path: Path) -> None:

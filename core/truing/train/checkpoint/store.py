@@ -7,19 +7,20 @@ import itertools
 import resource
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from truing.errors import TruingError
-from truing.train.checkpoint.files import Seal, size_of_folder, sync_folder, write_file
+from truing.train.checkpoint.files import Seal, make_folder, size_of_folder, sync_folder, write_file
 from truing.train.checkpoint.manifest import MANIFEST, DamagedError, Manifest, step_of, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DRAFT, _REPLACED, _SUPERSEDED = ".writing-", ".replaced-", ".superseded-"
+_DRAFT, _REPLACED, _SUPERSEDED, _DELETED = ".writing-", ".replaced-", ".superseded-", ".deleted-"
 
 
 class CheckpointError(TruingError):
@@ -69,8 +70,9 @@ class CheckpointStore:
         """Make the folder in which the files of a checkpoint are written before it has its name."""
         draft = self.folder / f"{_DRAFT}{self.path(step).name}"
         try:
+            make_folder(self.folder)
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+            draft.mkdir()
         except OSError as error:
             raise self._failure(draft, error) from error
         return draft
@@ -93,7 +95,7 @@ class CheckpointStore:
             write_file(draft / MANIFEST, [manifest.render()])
             sync_folder(draft)
             if final.exists():
-                final.rename(self._aside(_REPLACED, final))
+                self._put_aside(final, _REPLACED)
             draft.rename(final)
             sync_folder(self.folder)
         except OSError as error:
@@ -112,29 +114,33 @@ class CheckpointStore:
         kept = {newest, *(whole[-(keep - 1) :] if keep > 1 else ())}
         for path in older:
             if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):  # the next save tries again
+                    shutil.rmtree(self._put_aside(path, _DELETED))
 
     def tidy(self) -> None:
         """Remove what a killed process left half done; a replaced checkpoint gets its name back where its successor has none."""
         for path in self.folder.glob(f"{_REPLACED}*") if self.folder.is_dir() else ():
             final = path.with_name(path.name.removeprefix(_REPLACED))
             if final.exists():
+                sync_folder(self.folder)  # else a disk that loses power might remove this one and never have named the other
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.rename(final)
-        for path in self.folder.glob(f"{_DRAFT}*") if self.folder.is_dir() else ():
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".*") if self.folder.is_dir() else ():
+            if path.name.startswith((_DRAFT, _DELETED)):
+                shutil.rmtree(path, ignore_errors=True)
 
     def put_aside_after(self, step: int) -> None:
         """Rename the checkpoints of later steps, which belong to a course that the run now leaves, or are damaged."""
         for path in self.checkpoints():
             if (step_of(path) or 0) > step:
-                path.rename(self._aside(_SUPERSEDED, path))
+                self._put_aside(path, _SUPERSEDED)
 
-    def _aside(self, prefix: str, path: Path) -> Path:
+    def _put_aside(self, path: Path, prefix: str) -> Path:
+        """Take a checkpoint's name from it, so that what becomes of it then is never seen by half, and return where it is."""
         aside = path.with_name(prefix + path.name)
         shutil.rmtree(aside, ignore_errors=True)
-        return aside
+        return path.rename(aside)
 
     def _failure(self, draft: Path, error: OSError, contents: Contents | None = None) -> CheckpointError:
         """Remove the draft and return what to tell the user."""

@@ -1,0 +1,98 @@
+"""What a child does to itself before its run begins: other sources, faults at a step, slow disks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+import truing.train.loop
+import truing.train.setup
+from truing.data.tree import PromptTree, Trees
+from truing.train.checkpoint import store
+from truing.train.order import DataOrder
+from truing.train.run import Run
+
+BUFFERED = 3
+"""Steps that a buffer is filled for."""
+
+
+@attrs.define(eq=False)
+class BufferedSource:
+    """Stands for rollouts: trees of several steps drawn at once, with the generator that training draws from, and handed out."""
+
+    data: Trees
+    per_step: int
+    _held: Tensor = attrs.field(factory=lambda: torch.empty(0, dtype=torch.int64))
+    _used: int = 0
+
+    def trees(self, step: int) -> list[PromptTree]:
+        """Return the step's trees, drawing new ones when none are left."""
+        del step
+        if self._used == len(self._held):
+            self._held, self._used = torch.randint(len(self.data), (BUFFERED * self.per_step,)), 0
+        self._used += self.per_step
+        return [self.data[index] for index in self._held[self._used - self.per_step : self._used].tolist()]
+
+    def numbers(self) -> dict[str, Any]:
+        """Return how many were handed out."""
+        return {"used": self._used}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is held."""
+        return {"held": self._held}
+
+    def load(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Hold what was saved."""
+        self._held, self._used = tensors["held"], numbers["used"]
+
+
+def buffered() -> None:
+    """Let the runs of this process draw their trees into a buffer."""
+
+    def make(trees: Trees, order: DataOrder) -> BufferedSource:
+        return BufferedSource(trees, order.per_step)
+
+    truing.train.setup.make_source = make
+
+
+def at_step(step: int, act: Callable[[Run], object]) -> None:
+    """Do something just before a step, counted from 0."""
+    real = truing.train.loop.train_step
+
+    def wrapped(run: Run) -> Any:
+        if run.state.step == step:
+            act(run)
+        return real(run)
+
+    truing.train.loop.train_step = wrapped
+
+
+def slow_disk(seconds: float) -> None:
+    """Let every file of a checkpoint take some time."""
+    real = store.write_file
+
+    def write_file(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    store.write_file = write_file
+
+
+def together(*steps: Callable[[], object]) -> Callable[[], None]:
+    """Return one function that does several things."""
+
+    def do() -> None:
+        for step in steps:
+            step()
+
+    return do
+
+
+def sample_ids(trees: Sequence[PromptTree]) -> list[int]:
+    """Return the ids of trees."""
+    return [tree.sample_id for tree in trees]

@@ -1,0 +1,114 @@
+"""Kill -9 at random instants: nothing is lost beyond the last checkpoint, none is damaged, and nobody has to do anything."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from tests.faults.children import fork
+from tests.faults.inject import buffered
+from tests.faults.runs import same, whole_checkpoints
+from tests.faults.saves import found, newest, save, versions
+from tests.faults.sizes import named, only_full, portions
+from truing.train.checkpoint import CheckpointStore
+
+NUMBERS = 60_000
+"""In a writer's checkpoint, 240 KB: a save takes a few hundredths of a second."""
+KEEP = 2
+
+
+def write_without_end(folder, report, replacing):
+    for version in versions(replacing):
+        save(folder, version, numbers=NUMBERS, keep=KEEP)
+        os.write(report, b"+")
+
+
+@pytest.mark.parametrize("cases", portions(700, 10, 50), ids=named)
+def test_a_writer_that_is_killed(tmp_path, cases, tally):
+    during = 0
+    for case in cases:
+        draw, folder = random.Random(f"writer {case}"), tmp_path / str(case)
+        replacing = case % 3 == 2
+        end, report = os.pipe()
+        child = fork(tmp_path / "said", lambda folder=folder, report=report, again=replacing: write_without_end(folder, report, again))
+        os.close(report)
+        time.sleep(draw.uniform(0.01, 0.15))
+        child.send(signal.SIGKILL)
+        ended = child.wait()
+        assert ended.code == -signal.SIGKILL, ended.said
+        done = len(os.read(end, 1 << 16))
+        os.close(end)
+        during += bool(list(folder.glob(".*")))
+        check_folder(folder, done, replacing)
+    tally("kill -9 of a writer", kills=len(cases), **{"in the middle of a save": during})
+
+
+def check_folder(folder, done, replacing):
+    """The newest one is the last that was reported or, when the kill came before the report, the one after it; all are whole."""
+    begun = list(itertools.islice(versions(replacing), done + 1))
+    allowed = {begun[-1], *([begun[-2]] if done else [None])}
+    assert newest(folder, NUMBERS) in allowed
+    store = CheckpointStore(folder)
+    assert all(found(path, NUMBERS) in begun for path in store.checkpoints())
+    assert len(store.checkpoints()) <= KEEP + 1
+    after = next(version for version in versions(False) if version.step > done)
+    save(folder, after, numbers=NUMBERS, keep=KEEP)
+    assert newest(folder, NUMBERS) == after
+    assert len(store.checkpoints()) <= KEEP and not list(folder.glob(".*"))
+
+
+def kill_somewhere(tiny, run, options, how, draw):
+    """Start a run and kill it at a random instant of its life; return where it is and the checkpoints that it had."""
+    seconds = tiny.unbroken(*options, **how).seconds
+    for attempt in itertools.count():
+        folder = run.with_name(f"{run.name}-{attempt}")
+        child = tiny.start(folder, *options, **how)
+        child.has_ended(draw.uniform(0.05, 1.0) * seconds)
+        child.send(signal.SIGKILL)
+        ended = child.wait()
+        if ended.code != 0:  # else it was faster this time
+            assert ended.code == -signal.SIGKILL, ended.said
+            return folder, whole_checkpoints(folder)
+    raise AssertionError
+
+
+OPTIONS = (
+    ("trainer.save_steps=1", "trainer.save_total_limit=2"),
+    ("trainer.save_steps=2",),
+    ("trainer.save_steps=3", "trainer.save_in_background=false", "trainer.save_total_limit=1"),
+)
+
+
+def kill_and_resume(tiny, tmp_path, case, how):
+    draw, options = random.Random(f"run {case}"), OPTIONS[case % len(OPTIONS)]
+    run, saved = kill_somewhere(tiny, tmp_path / str(case), options, how, draw)
+    ended = tiny.finish(run, *options, resume=True, **how)
+    same(run, tiny.unbroken(*options, **how))
+    assert "damaged" not in ended.output
+    if saved:
+        assert f"resumed from {saved[-1]}: " in ended.output, ended.said
+    return bool(saved)
+
+
+@pytest.mark.parametrize("cases", portions(140, 2, 10), ids=named)
+def test_a_run_on_collected_data_that_is_killed(tmp_path, tiny, cases, tally):
+    resumed = sum(kill_and_resume(tiny, tmp_path, case, {}) for case in cases)
+    tally("kill -9 of a run", kills=len(cases), **{"with a checkpoint to go on from": resumed})
+
+
+@pytest.mark.parametrize("cases", portions(140, 2, 10), ids=named)
+def test_a_run_with_a_rollout_buffer_that_is_killed(tmp_path, tiny, cases, tally):
+    resumed = sum(kill_and_resume(tiny, tmp_path, case, {"before": buffered}) for case in cases)
+    tally("kill -9 of a run with a rollout buffer", kills=len(cases), **{"with a checkpoint to go on from": resumed})
+
+
+@only_full
+@pytest.mark.parametrize("cases", portions(20, 0, 5), ids=named)
+def test_a_program_that_is_killed(tmp_path, tiny, cases, tally):
+    resumed = sum(kill_and_resume(tiny, tmp_path, case, {"real": True}) for case in cases)
+    tally("kill -9 of a program", kills=len(cases), **{"with a checkpoint to go on from": resumed})
