@@ -17,6 +17,7 @@ import attrs
 
 import truing
 from truing.errors import ConfigError, SetupError
+from truing.redact import redacted
 
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
@@ -75,7 +76,7 @@ class RunDir:
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
             **facts,
         }
-        (self.path / ENVIRONMENT).write_text(json.dumps(environment, indent=1, default=str) + "\n")
+        (self.path / ENVIRONMENT).write_text(json.dumps(redacted(environment), indent=1, default=str) + "\n")
 
     def append_metrics(self, line: Mapping[str, float]) -> None:
         """Add a line to metrics.jsonl."""
