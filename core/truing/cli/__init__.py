@@ -13,6 +13,7 @@ import click
 
 import truing
 from truing.cli.ranks import failed_before, rank
+from truing.cli.streams import without_secrets
 from truing.errors import SetupError, TruingError
 from truing.suggest import did_you_mean
 
@@ -37,7 +38,12 @@ _LOST_PEER = re.compile(r"Connection (reset|closed) by peer|remote process exite
 
 
 class Program(click.Group):
-    """Core's commands, then the plugins'; failures become one clear message and an exit code."""
+    """Core's commands, then the plugins'; failures become one clear message and an exit code. Nothing prints a secret."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        with without_secrets():
+            return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return core's commands in the order of the table, then the plugins' by name."""
