@@ -18,7 +18,6 @@ from truing.data.batch import collate
 from truing.data.packing import pack
 from truing.data.tree import Branch, PromptTree
 from truing.loss import Needs
-from truing.model import attention
 from truing.model.attention import use_tree_attention
 from truing.model.policy import Policy
 from truing.testing import tiny_model
@@ -93,14 +92,14 @@ def test_one_branch_is_plain_causal_attention(architecture, seed, prompt, length
 
 
 @pytest.mark.parametrize("branches", [1, 3])
-def test_flash_and_a_call_per_branch_agree(monkeypatch, branches):
-    trees = random_trees(4, branches=branches, longest=20)
-    batch = collate(trees, "shared_prefix")
+def test_flash_and_a_call_per_branch_agree(branches):
+    batch = collate(random_trees(4, branches=branches, longest=20), "shared_prefix")
+    model = tiny_model(dtype=torch.float64)
     found = []
-    for supported in (True, False):
-        monkeypatch.setattr(attention, "flash_supports", lambda *tensors, supported=supported: supported)
-        logps = policy()(batch).tokens.logps
-        found.append((logps, gradients(policy().causal_lm, logps)))
+    for flash in (True, False):
+        use_tree_attention(model, flash=flash)
+        logps = Policy(model, "shared_prefix")(batch).tokens.logps
+        found.append((logps, gradients(model, logps)))
     torch.testing.assert_close(found[0][0], found[1][0], **EXACT)
     for one, other in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)  # RMSNorm rounds gradients to fp32

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import truing
 from tests.end_to_end.helpers import preferences, save_tiny_model, write_rows
+from truing.model import flash_cpu
 from truing.testing import tiny_model, tiny_tokenizer
 
 
@@ -298,3 +299,18 @@ def test_no_space_is_said_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(truing.SetupError, match="the disk has 0.0 GB free"):
         run(tmp_path / "run", max_steps=1)
+
+
+def test_a_kernel_that_fails_in_mixed_precision_costs_speed_alone(tmp_path, monkeypatch):
+    right = flash_cpu.forward
+
+    def missing_in_bf16(query, *others):
+        if query.dtype == torch.bfloat16:
+            raise RuntimeError("no such kernel")
+        return right(query, *others)
+
+    monkeypatch.setattr(flash_cpu, "forward", missing_in_bf16)
+    assert run(tmp_path / "run", mixed_precision="bf16", max_steps=2).step == 2
+    said = json.loads((tmp_path / "run/environment.json").read_text())["forward"]
+    assert said.startswith("every prompt computed once")
+    assert said.endswith("because with flash kernels its code fails (RuntimeError: no such kernel)")

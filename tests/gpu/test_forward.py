@@ -35,4 +35,5 @@ def test_log_probs_and_gradients_are_those_of_the_cpu(architecture):
 
 def test_the_probe_accepts_bf16():
     policy = Policy(tiny_model(dtype=torch.bfloat16).to("cuda"), "padded")
-    assert choose_forward(policy, random_trees(4, longest=40), "auto").forward == "shared_prefix"
+    choice = choose_forward(policy, random_trees(4, longest=40), "auto")
+    assert choice.reason == "every prompt computed once (probed: equal to padded rows)"

@@ -13,6 +13,7 @@ import click
 
 import truing
 from truing.cli.ranks import failed_before, rank
+from truing.cli.streams import without_secrets
 from truing.errors import SetupError, TruingError
 from truing.suggest import did_you_mean
 
@@ -20,9 +21,9 @@ COMMANDS: Mapping[str, str] = {
     "train": "Train as CONFIG says.",
     "check": "Check CONFIG without training: every fault at once, with its line.",
     "preview": "Show the first samples of CONFIG's data, tokenised, and what became of the rows.",
-    "runs": "List the runs in a FOLDER: steps, newest checkpoint, whether it is whole, size.",
-    "verify": "Read every checkpoint of a RUN and say which are whole.",
-    "replay": "Compute again a STEP that a RUN left out, and say which sample is to blame.",
+    "runs": "List the runs in FOLDER (output by default): steps, newest checkpoint, whether it is whole, size.",
+    "verify": "Read every checkpoint of RUN, or the one that RUN is, and say which are whole.",
+    "replay": "Compute again STEP of RUN, one that was left out, and say which sample is to blame.",
     "explain": "Say what a KEY of the configuration, or a plugin, is: type, default, bounds, and where it comes from.",
     "schema": "Print the configuration's JSON Schema, installed plugins included, for completion and checks in editors.",
     "convert": "Print FILE, another tool's YAML or JSON, as a configuration of ours.",
@@ -37,7 +38,12 @@ _LOST_PEER = re.compile(r"Connection (reset|closed) by peer|remote process exite
 
 
 class Program(click.Group):
-    """Core's commands, then the plugins'; failures become one clear message and an exit code."""
+    """Core's commands, then the plugins'; failures become one clear message and an exit code. Nothing prints a secret."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        with without_secrets():
+            return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return core's commands in the order of the table, then the plugins' by name."""

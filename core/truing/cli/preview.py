@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from truing.cli.streams import as_it_is
 from truing.data.tree import Branch, PromptTree
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _LEGEND = "Trained text stands in [[ ]]; the rest is context."
 @click.option("--json", "as_json", is_flag=True, help="Print one object per row, and the counts of rows on standard error.")
 def preview(config: Path, overrides: tuple[str, ...], count: int | None, as_json: bool) -> None:
     """Show the first samples of CONFIG's data, tokenised, and what became of the rows. OVERRIDES change single keys."""
-    from rich.console import Console
-
     from truing.config import load_config
     from truing.data import prepare
     from truing.data.dataset import tree_to_json
@@ -58,19 +57,14 @@ def preview(config: Path, overrides: tuple[str, ...], count: int | None, as_json
     )
     wanted = (0 if as_json else SHOWN) if count is None else count
     shown = range(min(wanted or len(dataset), len(dataset)))
-    if as_json:
-        for index in shown:
-            sample = json.dumps(tree_to_json(dataset[index], tokenizer, dataset.text(index)), ensure_ascii=False)
-            click.echo(sample.translate(_JSON_CONTROL))
-        click.echo("\n".join(report.lines()), err=True)
-        return
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    coloured = console.is_terminal and not console.no_color and console.color_system is not None
-    if not coloured:
-        click.echo(_LEGEND)
-    for index in shown:
-        _show(dataset[index], tokenizer, console if coloured else None)
-    click.echo("\n".join(report.lines()))
+    with as_it_is():
+        if as_json:
+            for index in shown:
+                sample = json.dumps(tree_to_json(dataset[index], tokenizer, dataset.text(index)), ensure_ascii=False)
+                click.echo(sample.translate(_JSON_CONTROL))
+        else:
+            _show_all((dataset[index] for index in shown), tokenizer)
+    click.echo("\n".join(report.lines()), err=as_json)
 
 
 @attrs.frozen
@@ -94,6 +88,17 @@ def spans(ids: Sequence[int], mask: Sequence[bool], tokenizer: PreTrainedTokeniz
         found.append(Span(decode_after(seen, group, tokenizer), counted, special))
         seen += group
     return found
+
+
+def _show_all(trees: Iterable[PromptTree], tokenizer: PreTrainedTokenizerBase) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    coloured = console.is_terminal and not console.no_color and console.color_system is not None
+    if not coloured:
+        click.echo(_LEGEND)
+    for tree in trees:
+        _show(tree, tokenizer, console if coloured else None)
 
 
 def _show(tree: PromptTree, tokenizer: PreTrainedTokenizerBase, console: Console | None) -> None:

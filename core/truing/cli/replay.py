@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("step", type=click.IntRange(min=1))
 def replay(run: Path, step: int) -> None:
-    """Compute again STEP of RUN, one that was left out because something in it was not finite or its gradient was a spike."""
+    """Compute again STEP of RUN, one that was left out, and say which sample is to blame."""
     from truing.train.console import Reporter
     from truing.train.replay import replay as compute
 

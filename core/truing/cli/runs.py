@@ -36,7 +36,7 @@ class RunFacts:
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")
 @click.option("--quick", is_flag=True, help="Compare sizes only: do not read the checkpoints.")
 def runs(folder: Path, as_json: bool, quick: bool) -> None:
-    """List the runs in FOLDER (default: output): steps, the newest checkpoint, whether it is whole, size."""
+    """List the runs in FOLDER (output by default): steps, newest checkpoint, whether it is whole, size."""
     from truing.errors import ConfigError
 
     if not folder.is_dir():

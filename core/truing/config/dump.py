@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ from truing.config import classes
 from truing.config.classes import RewardEntry, TrainConfig
 from truing.config.reading import scalar
 from truing.config.structure import settings_of
+from truing.redact import HIDDEN, redact, says_secret, with_references
 
 
 def dump_config(config: TrainConfig | Mapping[str, Any]) -> str:
     """Return the YAML of a configuration with every key, defaults included, or of the values of one, as they are.
 
-    Loading it in the same folder gives an equal one.
+    Loading it in the same folder gives an equal one. A secret is written as the environment variable that holds it, ${oc.env:NAME},
+    or left out where none does; loading what was left out is an error.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -45,21 +46,31 @@ class _Representer(SafeRepresenter):
 _Representer.add_representer(str, _Representer.represent_text)
 
 
-def plain(value: Any) -> Any:
-    """Return a part of a configuration as YAML's own types; a plugin with nothing set is its name."""
+def plain(value: Any, *, secret: bool = False) -> Any:
+    """Return a part of a configuration as YAML's own types; a plugin with nothing set is its name.
+
+    What is secret, all of it with `secret`, is a reference to the environment.
+    """
     if isinstance(value, RewardEntry):
         reward = plain(value.reward)
         return {**({"name": reward} if isinstance(reward, str) else reward), "weight": value.weight}
     if attrs.has(type(value)):
-        settings = {field.name: plain(getattr(value, field.name)) for field in settings_of(type(value))}
+        settings = _plain_items({field.name: getattr(value, field.name) for field in settings_of(type(value))}, secret=secret)
         if type(value).__module__ == classes.__name__:
             return settings
         # a user's function has its name as a field, and nothing to set
         return {"name": value.name, **settings} if settings and "name" not in settings else value.name
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return _plain_items(value, secret=secret)
     if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
+        return [plain(item, secret=secret) for item in value]
     if isinstance(value, (str, Path)):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # so that a literal ${ stays one
-    return value
+        return with_references(str(value), secret=secret)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return HIDDEN if secret and is_number else value
+
+
+def _plain_items(values: Mapping[Any, Any], *, secret: bool) -> dict[Any, Any]:
+    return {
+        redact(key) if isinstance(key, str) else key: plain(item, secret=secret or says_secret(key)) for key, item in values.items()
+    }

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from truing.errors import ConfigError, PluginError
+from truing.redact import redact
 
 MAX_LISTED = 100
 
@@ -56,7 +57,7 @@ def show(value: object) -> str:
         return "a list"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = _repr(value)
+    text = redact(_repr(value))  # before it is cut, for the beginning of a secret is not found
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

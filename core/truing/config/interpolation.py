@@ -9,6 +9,7 @@ import attrs
 
 from truing.config.faults import Fault, KeyPath, dotted
 from truing.config.reading import Document
+from truing.redact import redact
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -71,7 +72,9 @@ class _Resolver:
             return False
         except (OmegaConfBaseException, ValueError, RecursionError) as error:
             parent[path[-1]] = "???"
-            self.problems[path] = f"{text[:80]!r} cannot be resolved: {str(error).splitlines()[0]}; \\${{ stands for a plain ${{"
+            self.problems[path] = (
+                f"{redact(text)[:80]!r} cannot be resolved: {str(error).splitlines()[0]}; \\${{ stands for a plain ${{"
+            )
             return True
         return self._note(path, parent, value)
 
@@ -82,8 +85,8 @@ class _Resolver:
         return parent
 
     def _note(self, path: KeyPath, parent: DictConfig, value: Any) -> bool:
-        waiting = any(leaf == "???" for _, leaf in _leaves(value, ()))
-        self._size += sum(1 for _ in _leaves(value, ()))
+        waiting = any(leaf == "???" for _, leaf in leaves(value))
+        self._size += sum(1 for _ in leaves(value))
         if isinstance(value, str) and len(value) > MAX_LENGTH:
             self.problems[path] = f"the interpolated text is longer than {MAX_LENGTH:,} characters"
             waiting = False
@@ -100,16 +103,17 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield every value that is no mapping or list, with the keys that lead to it."""
     if isinstance(value, (dict, list)):
         for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(child, (*path, key))
+            yield from leaves(child, (*path, key))
     else:
         yield path, value
 
 
 def _interpolations(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    return ((where, leaf) for where, leaf in _leaves(value, path) if isinstance(leaf, str) and "${" in leaf)
+    return ((where, leaf) for where, leaf in leaves(value, path) if isinstance(leaf, str) and "${" in leaf)
 
 
 def _replaced(value: Any, new: dict[KeyPath, Any], path: KeyPath = ()) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,13 +14,14 @@ from truing.config.agreement import disagreements
 from truing.config.classes import RewardEntry, TrainConfig
 from truing.config.failures import faults_of
 from truing.config.faults import Fault, Place, dotted, raise_faults
-from truing.config.interpolation import interpolate
+from truing.config.interpolation import interpolate, leaves
 from truing.config.overrides import override
 from truing.config.plugins import plugin_converter
 from truing.config.reading import Document, read_file
 from truing.config.structure import settings_of
 from truing.errors import ConfigError, PluginError
 from truing.loss import Layout
+from truing.redact import HIDDEN, remember
 
 if TYPE_CHECKING:
     from truing.registry import Registry
@@ -56,9 +57,10 @@ def checked(config: TrainConfig, *, registry: Registry) -> TrainConfig:
 
 
 def _build(document: Document, registry: Registry, base_dir: Path) -> TrainConfig:
+    remember(document.values)
     layout = _layout(document.values, registry)
     converter = plugin_converter(registry, layout=layout, base_dir=base_dir)
-    faults = list(document.faults)
+    faults = [*document.faults, *_left_out(document)]
     try:
         config = converter.structure(document.values, TrainConfig)
         sections = {field.name: getattr(config, field.name) for field in settings_of(TrainConfig)}
@@ -68,9 +70,19 @@ def _build(document: Document, registry: Registry, base_dir: Path) -> TrainConfi
     for path, message in disagreements(sections, registry):
         faults.append(Fault(document.place(path), f"{dotted(path)} {message}"))
     raise_faults(faults)
+    remember(config)
     if layout is Layout.ROLLOUT and not config.rewards:
         config = attrs.evolve(config, rewards=(RewardEntry(reward=registry.get("reward", "default")()),))
     return attrs.evolve(config, base_dir=base_dir)
+
+
+def _left_out(document: Document) -> Iterator[Fault]:
+    for path, value in leaves(document.values):
+        if isinstance(value, str) and HIDDEN in value:
+            message = (
+                f"{dotted(path)} lacks a secret that was left out of this file; write it as ${{oc.env:NAME}}, with the name of"
+            )
+            yield Fault(document.place(path), f"{message} an environment variable that holds it")
 
 
 def _layout(values: Mapping[str, Any], registry: Registry) -> Layout | None:

@@ -11,6 +11,7 @@ import attrs
 from truing.config.faults import COMMAND_LINE, Fault, KeyPath, dotted, show
 from truing.config.reading import MAX_DEPTH, Document, read_value
 from truing.errors import ConfigError
+from truing.redact import HIDDEN, says_secret
 
 PLUGIN_SLOTS = ("method", "rollout", "data.format", "eval_data.format", "rewards")
 """Where a plain name stands for a mapping with that name."""
@@ -44,7 +45,8 @@ def _read(key: str, text: str) -> Any:
         return read_value(text)
     except ConfigError as error:
         problem = str(error).removeprefix(f"{COMMAND_LINE.text}:1: ")
-        raise ConfigError(f"the value {show(text)} of {key} cannot be read: {problem}") from None
+        shown = HIDDEN if says_secret(key.rpartition(".")[2]) else show(text)
+        raise ConfigError(f"the value {shown} of {key} cannot be read: {problem}") from None
 
 
 def _set(at: Any, keys: Sequence[str], value: Any, path: KeyPath = ()) -> KeyPath:

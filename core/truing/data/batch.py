@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from truing.data.layouts import Forward, place, predictions
+from truing.data.row import RowLayout
 from truing.data.tree import PromptTree
 
 
@@ -102,6 +103,7 @@ class TreeBatch:
             key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in self.model_inputs.items()
         }
+        inputs |= {key: value.to(device) for key, value in inputs.items() if isinstance(value, RowLayout)}
         return attrs.evolve(self, model_inputs=inputs, **moved)
 
 

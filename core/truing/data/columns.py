@@ -8,6 +8,7 @@ from typing import Any
 
 from truing.data.example import Message, Text
 from truing.errors import RowError
+from truing.redact import redact
 from truing.suggest import did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -16,7 +17,7 @@ _LABELS = {"true": True, "false": False, "1": True, "0": False}
 
 def shorten(value: Any, limit: int = 60) -> str:
     """Return `repr(value)` cut to about `limit` characters, for error messages."""
-    text = repr(value)
+    text = redact(repr(value))  # before it is cut, for the beginning of a secret is not found
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 

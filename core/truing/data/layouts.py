@@ -10,47 +10,12 @@ import attrs
 import torch
 from torch import Tensor
 
+from truing.data.row import RowLayout, Span, TreeSpan
 from truing.data.tree import PromptTree, TokenIds
 
 Forward = Literal["shared_prefix", "cached", "padded"]
 LAYOUT_ARGUMENT = "truing_layout"
 """The keyword under which a row's layout travels through the model call to the attention function."""
-
-
-@attrs.frozen
-class TreeSpan:
-    """Where a tree lies in its row: half-open ranges of positions, of the prompt and of each branch's inputs."""
-
-    prompt: tuple[int, int]
-    branches: tuple[tuple[int, int], ...]
-
-    @property
-    def stop(self) -> int:
-        """Where the tree ends."""
-        return self.branches[-1][1] if self.branches else self.prompt[1]
-
-    @property
-    def reach(self) -> int:
-        """Positions that its longest branch attends to, its prompt among them."""
-        start, stop = self.prompt
-        return stop - start + max((end - begin for begin, end in self.branches), default=0)
-
-
-@attrs.frozen
-class RowLayout:
-    """The trees of one row, in order; every position belongs to exactly one prompt or branch."""
-
-    trees: tuple[TreeSpan, ...]
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many positions each prompt and each branch has, in the order of the row."""
-        return [stop - start for tree in self.trees for start, stop in (tree.prompt, *tree.branches)]
-
-    @property
-    def reach(self) -> int:
-        """Positions that the longest branch of all attends to."""
-        return max(tree.reach for tree in self.trees)
 
 
 @attrs.frozen(eq=False)
@@ -83,7 +48,7 @@ def _shared_prefix(trees: Sequence[PromptTree], inputs: Inputs) -> Placement:
         length, start = len(tree.prompt_ids), len(ids)
         ids.extend(tree.prompt_ids)
         positions.extend(range(length))
-        ranges = []
+        ranges: list[Span] = []
         for branch in branches:
             ranges.append((len(ids), len(ids) + len(branch)))
             ids.extend(branch)

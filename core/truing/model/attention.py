@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import attrs
@@ -11,10 +12,13 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from truing.data.layouts import RowLayout
-from truing.model.flash import flash_attention, flash_supports
+from truing.data.row import RowLayout
+from truing.model.flash import flash_attention, flash_kernel
 
-NAME = "truing_tree"  # transformers refuses names with "sdpa" or "flash" in them for models that lack those
+# transformers refuses names with "sdpa" or "flash" in them for models that lack those
+NAME = "truing_tree"
+PLAIN_NAME = "truing_tree_plain"
+"""Under which no flash kernel is called."""
 LAYER_KINDS = {"full_attention", "sliding_attention"}
 HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions"}
 """What models hand to every attention function, and what changes no result."""
@@ -43,6 +47,7 @@ def tree_attention(
     attention_mask: Tensor | None,
     *,
     truing_layout: RowLayout | None = None,
+    use_flash: bool = True,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -54,6 +59,7 @@ def tree_attention(
 
     `query` is [1, heads, S, size], `key` and `value` [1, key-value heads, S, size]. The other arguments have the names under which
     transformers' models give them. Raises ValueError for one that this function does not know: ignoring it would be silently wrong.
+    Without `use_flash` no flash kernel is called.
     """
     rules = Rules(scale=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
     if truing_layout is None:
@@ -63,10 +69,20 @@ def tree_attention(
         raise ValueError(f"{type(module).__name__} asks for attention with {', '.join(unknown) or 'no causal order'}")
     if rules.window is not None and truing_layout.reach <= rules.window:
         rules = attrs.evolve(rules, window=None)
-    if flash_supports(query, key, value) and not (rules.dropout or rules.softcap or rules.window):
+    query, key, value = _as_autocast(query, key, value)
+    flash = use_flash and not (rules.dropout or rules.softcap or rules.window)
+    if flash and (kernel := flash_kernel(query, key, value, truing_layout)):
         scale = query.shape[-1] ** -0.5 if rules.scale is None else rules.scale
-        return flash_attention(query, key, value, truing_layout, scale, rules.sinks), None
+        return flash_attention(query, key, value, truing_layout, scale, rules.sinks, kernel), None
     return _per_branch(query, key, value, truing_layout, rules), None
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast as autocast would if it knew flash kernels; what rotary embeddings return is fp32."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 def _per_branch(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, rules: Rules) -> Tensor:
@@ -133,16 +149,17 @@ def _sees(count: int, reach: int, window: int | None, device: torch.device) -> T
     return visible if window is None else visible.triu(reach - count - window + 1)
 
 
-def use_tree_attention(model: PreTrainedModel) -> None:
+def use_tree_attention(model: PreTrainedModel, *, flash: bool = True) -> None:
     """Make the model call `tree_attention`; calls without a layout (generation) keep the model's own masks and results."""
-    AttentionInterface.register(NAME, tree_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+    name = NAME if flash else PLAIN_NAME
+    AttentionInterface.register(name, partial(tree_attention, use_flash=flash))
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation(name)
 
 
 def use_own_attention(model: PreTrainedModel) -> None:
     """Undo `use_tree_attention`."""
-    if model.config._attn_implementation == NAME:
+    if model.config._attn_implementation in (NAME, PLAIN_NAME):
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
 
 

@@ -1,68 +1,85 @@
-"""Attention over a row of prompt trees by PyTorch's flash kernel for CPUs, in three calls a tree.
+"""Attention over a row of prompt trees by PyTorch's flash kernels.
 
-A prompt attends to itself (causal), all branches of a tree at once to their prompt (no mask), and each branch to itself (causal).
-A branch has two partial results (o1, l1) and (o2, l2) then, l being the log-sum-exp of its scores. They merge exactly:
+Prompts and branches attend to themselves (causal), and all branches of a tree to their prompt (no mask). A branch has two partial
+results (o1, l1) and (o2, l2) then, l being the log-sum-exp of its scores. They merge exactly:
 
     l = log(e^l1 + e^l2),    o = o1 e^(l1 - l) + o2 e^(l2 - l).
 
 The backward of a flash kernel rebuilds its probabilities as e^(score - l) and reads the output only in rowsum(grad_o * o), so each
 partial call gives its exact share of the gradient when it is handed the merged o and l (Dao 2023, arXiv:2307.08691). An attention
 sink is a third part, with score s and value zero.
+
+A kernel says what its calls compute: on a CPU ranges of one tree, on a CUDA device all trees at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from truing.data.layouts import RowLayout, TreeSpan
-
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-Part = tuple[slice, slice, bool]
-"""Queries, keys, and whether these are the same positions; the part is causal then."""
+from truing.data.row import Part, RowLayout
+from truing.model import flash_cpu, flash_cuda
 
 
-def flash_supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the kernel takes these tensors: on a CPU, with heads of one size."""
-    return query.device.type == "cpu" and query.shape[-1] == key.shape[-1] == value.shape[-1]
+class Kernel(Protocol):
+    """A flash kernel. A row's S positions, and the n of a part, lie in [1, heads, S, size], log-sum-exps in [1, heads, S]."""
+
+    def supports(self, query: Tensor, key: Tensor, value: Tensor, layout: RowLayout) -> bool:
+        """Whether it takes these tensors of a row, all heads of which have one size."""
+
+    def parts(self, layout: RowLayout) -> Iterable[Part]:
+        """Return what its calls compute: own parts, which have every position once, and each other part behind its queries' own."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
+        """Return outputs and log-sum-exps of a part."""
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, part: Part, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of a part's queries, keys and values, from the merged outputs and log-sum-exps."""
 
 
-def flash_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float, sinks: Tensor | None) -> Tensor:
+KERNELS: tuple[Kernel, ...] = (flash_cpu, flash_cuda)
+
+
+def flash_kernel(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout) -> Kernel | None:
+    """Return the kernel that takes these tensors, or None."""
+    one_size = query.shape[-1] == key.shape[-1] == value.shape[-1]
+    return next((kernel for kernel in KERNELS if one_size and kernel.supports(query, key, value, layout)), None)
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float, sinks: Tensor | None, kernel: Kernel
+) -> Tensor:
     """Return outputs [1, S, heads, size] for `query` [1, heads, S, size] and `key`, `value` [1, key-value heads, S, size].
 
     `sinks` [heads] are scores that take part in every softmax and have no value.
     """
-    if torch.is_autocast_enabled(query.device.type):  # what rotary embeddings return is fp32, and autocast knows no such kernel
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    return _apply(query, key, value, sinks, layout, scale)
+    return _apply(query, key, value, sinks, layout, scale, kernel)
 
 
 class _TreeFlash(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, layout: RowLayout, scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, layout: RowLayout, scale: float, kernel: Kernel
     ) -> Tensor:
         heads, length, size = query.shape[1:]
         output = query.new_empty(1, length, heads, size)
         lse = query.new_empty(1, length, heads, dtype=torch.promote_types(query.dtype, torch.float32))
         by_head, lse_by_head = output.transpose(1, 2), lse.transpose(1, 2)
-        for tree in layout.trees:
-            for queries, keys, own in _parts(tree):
-                part = _forward(query[:, :, queries], key[:, :, keys], value[:, :, keys], 0.0, own, scale=scale)
-                if own:
-                    by_head[:, :, queries], lse_by_head[:, :, queries] = part
-                else:
-                    _merge_(by_head[:, :, queries], lse_by_head[:, :, queries], *part)
+        for part in kernel.parts(layout):
+            at, of = part.queries, part.keys
+            partial = kernel.forward(_at(query, at), _at(key, of), _at(value, of), part, scale)
+            if not part.own:
+                partial = _merged_(_at(by_head, at), _at(lse_by_head, at), *partial)
+            by_head[:, :, at], lse_by_head[:, :, at] = partial  # which copies nothing where the merged ones are views
         if sinks is not None:
-            _merge_(by_head, lse_by_head, None, sinks.detach().to(lse.dtype).view(1, heads, 1).expand_as(lse_by_head))
+            _merged_(output, lse, None, sinks.detach().to(lse.dtype).expand_as(lse))
         ctx.save_for_backward(query, key, value, sinks, output, lse)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout, ctx.scale, ctx.kernel = layout, scale, kernel
         return output
 
     @staticmethod
@@ -70,42 +87,39 @@ class _TreeFlash(torch.autograd.Function):
         query, key, value, sinks, output, lse = ctx.saved_tensors
         grad, by_head, lse_by_head = grad_outputs[0].transpose(1, 2), output.transpose(1, 2), lse.transpose(1, 2)
         grads = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
-        for tree in ctx.layout.trees:
-            for queries, keys, own in _parts(tree):
-                parts = _backward(
-                    *(grad[:, :, queries], query[:, :, queries], key[:, :, keys], value[:, :, keys]),
-                    *(by_head[:, :, queries], lse_by_head[:, :, queries], 0.0, own),
-                    scale=ctx.scale,
-                )
-                for total, where, part in zip(grads, (queries, keys, keys), parts, strict=True):
-                    if own:
-                        total[:, :, where] = part
-                    else:
-                        total[:, :, where] += part
+        for part in ctx.kernel.parts(ctx.layout):
+            at, of = part.queries, part.keys
+            shares = ctx.kernel.backward(
+                *(_at(grad, at), _at(query, at), _at(key, of), _at(value, of), _at(by_head, at), _at(lse_by_head, at)),
+                *(part, ctx.scale),
+            )
+            for total, where, share in zip(grads, (at, of, of), shares, strict=True):
+                if part.own:
+                    total[:, :, where] = share
+                else:
+                    total[:, :, where] += share
         grad_sinks = None
         if sinks is not None and ctx.needs_input_grad[3]:
-            weight = (sinks.to(lse.dtype).view(1, 1, -1) - lse).exp()
+            weight = (sinks.to(lse.dtype) - lse).exp()
             grad_sinks = -(weight * (grad_outputs[0] * output).sum(-1)).sum((0, 1)).to(sinks.dtype)
-        return (*grads, grad_sinks, None, None)
+        return (*grads, grad_sinks, None, None, None)
 
 
 _apply: Callable[..., Tensor] = _TreeFlash.apply
 
 
-def _parts(tree: TreeSpan) -> Iterator[Part]:
-    """Yield the own parts of prompt and branches, which every position is in once, then that of all branches over the prompt."""
-    for start, stop in (tree.prompt, *tree.branches):
-        if start < stop:
-            yield slice(start, stop), slice(start, stop), True
-    start, stop = tree.prompt[1], tree.stop
-    if start < stop:
-        yield slice(start, stop), slice(*tree.prompt), False
+def _at(tensor: Tensor, where: slice | Tensor) -> Tensor:
+    """Return a row's positions, a view of a range and a copy of what indices name."""
+    if isinstance(where, slice):
+        return tensor[:, :, where]
+    # by way of the order in which models write and kernels read them: heads of a position together
+    return tensor.transpose(1, 2)[:, where].transpose(1, 2)
 
 
-def _merge_(output: Tensor, lse: Tensor, other_output: Tensor | None, other_lse: Tensor) -> None:
-    """Merge another partial result into output [1, heads, n, size] and lse [1, heads, n], in place; no output means zeros."""
+def _merged_(output: Tensor, lse: Tensor, other_output: Tensor | None, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return output [..., size] and lse [...], into which another partial result has been merged; no output means zeros."""
     merged = torch.logaddexp(lse, other_lse)
     output.mul_((lse - merged).exp_().unsqueeze(-1))
     if other_output is not None:
         output.addcmul_(other_output, (other_lse - merged).exp_().unsqueeze(-1))
-    lse.copy_(merged)
+    return output, lse.copy_(merged)

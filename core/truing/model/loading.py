@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from truing.config.classes import LoraConfig, ModelConfig
 from truing.data.paths import local_path
 from truing.errors import ModelError, first_line
+from truing.redact import redact
 
 
 def load_model(config: ModelConfig, base_dir: Path, *, trained: bool) -> PreTrainedModel:
@@ -72,6 +73,8 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
             f"its linear modules are {', '.join(linear)}; all-linear takes them all"
         ) from error
     assert isinstance(adapted, PeftModel)
+    for written in adapted.peft_config.values():  # with the adapter, for others to find its model by
+        written.base_model_name_or_path = redact(written.base_model_name_or_path or "") or None
     return adapted
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -28,6 +29,8 @@ PROBED_NUMBERS = 2**26
 
 Numbers = tuple[Tensor, list[Tensor]]
 """Log-probabilities, and gradients of some weights."""
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Opens a block in mixed precision."""
 
 
 @attrs.frozen
@@ -40,12 +43,16 @@ class ForwardChoice:
 
 
 def choose_forward(
-    policy: Policy, trees: Sequence[PromptTree], wanted: Literal["auto", "shared_prefix", "padded"]
+    policy: Policy,
+    trees: Sequence[PromptTree],
+    wanted: Literal["auto", "shared_prefix", "padded"],
+    autocast: Autocast | None = None,
 ) -> ForwardChoice:
     """Set `policy` to the fastest forward that is exact on `trees`, rows of the run's data, and say which and why.
 
-    Log-probabilities and gradients are compared with those of plain padded rows: of the shared-prefix forward, and where that is
-    not exact, of two passes over a cache. Raises ModelError when shared_prefix is demanded and not exact.
+    Log-probabilities and gradients are compared with those of plain padded rows: of the shared-prefix forward, with flash kernels
+    and without, and where that is not exact, of two passes over a cache. `autocast` is that of a run in mixed precision. Raises
+    ModelError when shared_prefix is demanded and not exact.
     """
     model = policy.causal_lm
     _stop_dropout(policy)
@@ -57,10 +64,15 @@ def choose_forward(
     plain = _logps_and_gradients(policy, trees, "padded")
     if not plain[0].isfinite().all():
         return ForwardChoice("padded", policy.own_logits, "padded rows, because the model's own log-probabilities are not finite")
-    problem = why_not_shared_prefix(model) or _try_shared_prefix(policy, trees, plain)
+    flaw, problem = None, why_not_shared_prefix(model)
+    if problem is None:
+        flaw, problem = _try_shared_prefix(policy, trees, plain, autocast)
     if problem is None:
         policy.layout = "shared_prefix"
-        return ForwardChoice("shared_prefix", policy.own_logits, "every prompt computed once (probed: equal to padded rows)")
+        slower = f"; a call of attention for every branch, because with flash kernels {flaw}" if flaw else ""
+        return ForwardChoice(
+            "shared_prefix", policy.own_logits, f"every prompt computed once (probed: equal to padded rows){slower}"
+        )
     if wanted == "shared_prefix":
         raise ModelError(f"trainer.forward is shared_prefix, but {problem}; set it to auto or padded")
     cache_problem = _why_not_cached(policy) or _compare(policy, trees, "cached", plain)
@@ -94,14 +106,38 @@ def _why_not_cached(policy: Policy) -> str | None:
     return "its logits are not those of its head" if policy.own_logits else None
 
 
-def _try_shared_prefix(policy: Policy, trees: Sequence[PromptTree], plain: Numbers) -> str | None:
+def _try_shared_prefix(
+    policy: Policy, trees: Sequence[PromptTree], plain: Numbers, autocast: Autocast | None
+) -> tuple[str | None, str | None]:
+    """Return what is wrong with flash kernels, and what is wrong without them; leave the model's attention as suits that."""
     model = policy.causal_lm
     before = model.config._attn_implementation
-    use_tree_attention(model)
+    flaw = _flaw_of_flash(policy, trees, plain, autocast)
+    if flaw is None:
+        return None, None
+    use_tree_attention(model, flash=False)
     problem = _compare(policy, trees, "shared_prefix", plain)
     if problem is not None:
         model.set_attn_implementation(before)
-    return problem
+    return flaw, problem
+
+
+def _flaw_of_flash(policy: Policy, trees: Sequence[PromptTree], plain: Numbers, autocast: Autocast | None) -> str | None:
+    """Return in what the shared-prefix forward with flash kernels differs from plain numbers, or None.
+
+    In mixed precision other kernels may run than without, or none without. There they are compared with the forward that has none:
+    padded rows would differ by all that rounding does in all layers.
+    """
+    model = policy.causal_lm
+    use_tree_attention(model)
+    flaw = _compare(policy, trees, "shared_prefix", plain)
+    if flaw is not None or autocast is None:
+        return flaw
+    with autocast():
+        use_tree_attention(model, flash=False)
+        universal = _logps_and_gradients(policy, trees, "shared_prefix")
+        use_tree_attention(model)
+        return _compare(policy, trees, "shared_prefix", universal)
 
 
 def _compare(policy: Policy, trees: Sequence[PromptTree], forward: Forward, plain: Numbers) -> str | None:
@@ -140,7 +176,9 @@ def _logps_and_gradients(policy: Policy, trees: Sequence[PromptTree], forward: F
 
 
 def _dtype(policy: Policy) -> torch.dtype:
-    return policy.causal_lm.dtype
+    """Return the type in which the model computes."""
+    device = policy.causal_lm.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.causal_lm.dtype
 
 
 def _small_weights(policy: Policy) -> list[nn.Parameter]:

@@ -6,17 +6,19 @@ import attrs
 from peft import PeftModel
 
 from truing.config import TrainConfig
+from truing.redact import redact, redacted
 from truing.train.console import describe
 from truing.train.state import TrainState
 
 
 def model_card(config: TrainConfig, state: TrainState) -> str:
     """Return Markdown with the front matter that model hubs read: what was trained from what, on what, how."""
-    settings = ", ".join(f"{key} {value}" for key, value in attrs.asdict(config.method).items())  # type: ignore[arg-type]
+    values = redacted(attrs.asdict(config.method))  # type: ignore[arg-type]  # a plugin's class is one of attrs
+    settings = ", ".join(f"{key} {value}" for key, value in values.items())
     datasets = "\n".join(f"- {source.path or ', '.join(source.data_files)} (as {source.format.name})" for source in config.data)
     adapter = f", {config.model.adapter.type} adapter of rank {config.model.adapter.r}" if config.model.adapter else ""
     base = "" if config.model.name.startswith("(") else f"base_model: {config.model.name}\n"  # a model without a name
-    return f"""---
+    return redact(f"""---
 {base}library_name: {"peft" if isinstance(state.model, PeftModel) else "transformers"}
 tags: [truing, {config.method.name}]
 ---
@@ -31,4 +33,4 @@ tags: [truing, {config.method.name}]
 Data:
 
 {datasets}
-"""
+""")

@@ -7,6 +7,7 @@ from typing import Any
 
 from truing.config import TrainConfig
 from truing.config.dump import plain
+from truing.redact import redacted
 
 FREE = {
     "output.dir",
@@ -25,8 +26,8 @@ FIXED = {"recipe", "method.name", "trainer.seed"}
 
 
 def flat_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return every setting by its dotted key, as JSON has it."""
-    return dict(_flat(plain(config), ""))
+    """Return every setting by its dotted key, as JSON has it, without secrets."""
+    return dict(_flat(redacted(plain(config)), ""))
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from truing.redact import redact
+
 HEARTBEAT_SECONDS = 60.0
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "grad_norm", "learning_rate")
 GAP = "  "
@@ -16,7 +18,7 @@ GAP = "  "
 
 
 class Reporter:
-    """Prints a run's course; silent on every rank but the first. Use as a context manager around the loop."""
+    """Prints a run's course, without secrets; silent on every rank but the first. Use as a context manager around the loop."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
@@ -45,12 +47,12 @@ class Reporter:
     def say(self, *lines: str) -> None:
         """Print lines."""
         for line in lines:
-            self.console.print(line, markup=False)
+            self.console.print(redact(line), markup=False)
         self._spoke = time.monotonic()
 
     def warn(self, line: str) -> None:
         """Print a line that should be seen."""
-        self.console.print(f"warning: {line}", style="bold yellow", markup=False)
+        self.console.print(redact(f"warning: {line}"), style="bold yellow", markup=False)
         self._spoke = time.monotonic()
 
     def stepped(self, step: int) -> None:

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from truing.config import TrainConfig
 from truing.model.attention import use_own_attention
 from truing.model.loading import disable_checkpointing
+from truing.redact import redacted
 from truing.train.card import model_card
 from truing.train.console import Reporter
 from truing.train.given import Given
@@ -46,7 +47,7 @@ def train(
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
             if config.trainer.report_to:
-                run.accelerator.init_trackers("truing", config={"method": config.method.name, "model": config.model.name})
+                run.accelerator.init_trackers("truing", config=redacted({"method": config.method.name, "model": config.model.name}))
             _steps(run, signal)
             _finish(run)
         return run.state

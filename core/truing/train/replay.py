@@ -99,7 +99,10 @@ def _data(config: TrainConfig, skipped: SkippedStep) -> Data:
 def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
     """Return the run in the state that it had before the step."""
     run.policy.layout, run.policy.own_logits = skipped.forward, skipped.own_logits
-    (use_tree_attention if skipped.forward == "shared_prefix" else use_own_attention)(run.policy.causal_lm)
+    if skipped.forward == "shared_prefix":
+        use_tree_attention(run.policy.causal_lm, flash=skipped.flash)
+    else:
+        use_own_attention(run.policy.causal_lm)
     if isinstance(run.reference, FrozenCopy):
         run.reference.policy.adopt_forward(run.policy)
     run.state.step, run.state.tokens_per_batch = skipped.step - 1, skipped.tokens_per_batch

@@ -19,6 +19,7 @@ import attrs
 
 import truing
 from truing.errors import ConfigError, SetupError
+from truing.redact import redacted
 from truing.train.checkpoint.files import make_folder, replace_file, sync_folder
 from truing.train.checkpoint.store import CheckpointStore
 
@@ -143,7 +144,7 @@ class RunDir:
             "libraries": library_versions(),
             **facts,
         }
-        (self.path / ENVIRONMENT).write_text(json.dumps(environment, indent=1, default=str) + "\n")
+        (self.path / ENVIRONMENT).write_text(json.dumps(redacted(environment), indent=1, default=str) + "\n")
 
     def append_metrics(self, line: Mapping[str, float]) -> OSError | None:
         """Add a line to metrics.jsonl, and those that the disk would not take before; return the error where it still does not."""

@@ -251,6 +251,8 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
     random = rank % manifest.world_size
     try:
         numbers = json.loads((path / STATE).read_bytes())
+        if numbers["step"] != manifest.step:
+            raise DamagedError(f"{STATE} is of step {numbers['step']!r}, and the manifest of step {manifest.step}")
         tables = {name: load_file(path / f"{name}.safetensors") for name in (weights, optimizer, "loss_state", "source")}
         state.load(numbers, tables[weights], tables[optimizer], tables["loss_state"])
         run.source.load(numbers["source"], tables["source"])

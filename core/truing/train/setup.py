@@ -69,9 +69,7 @@ def set_up(
     check_run(config, given)
     accelerator = _accelerator(config)
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            run_dir.claim(resume=resume)
+    _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
 
     tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
@@ -80,48 +78,48 @@ def set_up(
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
     policy, start = _policy_and_start(config, model, accelerator.device)
     _check_vocabulary(data, policy)
-    choice, budget = _choose_forward(config, policy, data.trees, reporter)
+    choice, budget = _choose_forward(config, (policy, start), data.trees, accelerator, reporter)
     _warn_of_half_precision(policy, reporter)
-    if start is not None:
-        start.adopt_forward(policy)
     order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)
-    schedule = make_schedule(optimizer, config.trainer, total_steps)
+    state = TrainState(
+        model=policy.model, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget, loss_state=_initial_state(config)
+    )
+    state.scheduler, state.scaler = make_schedule(optimizer, config.trainer, total_steps), accelerator.scaler
     identity = run_identity(config, policy.model, order, data.trees.fingerprint)
-    wrapped, optimizer = accelerator.prepare(policy, optimizer)
+    wrapped, state.optimizer = accelerator.prepare(policy, optimizer)
     reference = None if Needs.REFERENCE_LOGPS not in config.method.needs else _reference(wrapped, start)
     if accelerator.is_main_process:
         run_dir.require_space(_bytes_to_write(policy))
         _describe(run_dir, config, accelerator, data, choice, identity)
-    run = Run(
-        config=config,
-        loss=config.method,
-        accelerator=accelerator,
-        policy=policy,
-        wrapped=wrapped,
-        reference=reference,
-        eval_reference=reference,
-        trees=data.trees,
-        eval_trees=data.eval_trees,
-        order=order,
-        source=make_source(data.trees, order),
-        total_steps=total_steps,
-        state=TrainState(
-            model=policy.model,
-            tokenizer=tokenizer,
-            output_dir=run_dir.path,
-            tokens_per_batch=budget,
-            loss_state=_initial_state(config),
-            optimizer=optimizer,
-            scheduler=schedule,
-            scaler=accelerator.scaler,
-        ),
-        identity=identity,
-        run_dir=run_dir,
-        reporter=reporter,
+    return _with_references(
+        Run(
+            config=config,
+            loss=config.method,
+            accelerator=accelerator,
+            policy=policy,
+            wrapped=wrapped,
+            reference=reference,
+            eval_reference=reference,
+            trees=data.trees,
+            eval_trees=data.eval_trees,
+            order=order,
+            source=make_source(data.trees, order),
+            total_steps=total_steps,
+            state=state,
+            identity=identity,
+            run_dir=run_dir,
+            reporter=reporter,
+        )
     )
-    return _precomputed(run)
+
+
+def _claim(run_dir: RunDir, accelerator: Accelerator, *, resume: bool) -> None:
+    """Claim the run directory on the first rank, before the others go on."""
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            run_dir.claim(resume=resume)
 
 
 def make_source(trees: Trees, order: DataOrder) -> Source:
@@ -198,7 +196,7 @@ def _reference(wrapped: nn.Module, start: Policy | None) -> Reference:
     return AdapterOff(wrapped) if start is None else FrozenCopy(start)
 
 
-def _precomputed(run: Run) -> Run:
+def _with_references(run: Run) -> Run:
     """Return the run with the reference's log-probabilities of all data taken, or found in the file of an earlier run."""
     live = run.reference
     if live is None or not run.config.model.precompute_reference:
@@ -234,10 +232,16 @@ def _keep(found: Precomputed, path: Path, reporter: Reporter) -> None:
         reporter.warn(f"reference: not kept for later runs ({first_line(error)}); set TRUING_CACHE to a folder that can be written")
 
 
-def _choose_forward(config: TrainConfig, policy: Policy, trees: Trees, reporter: Reporter) -> tuple[ForwardChoice, int]:
-    """Return how the policy computes, and its token budget."""
+def _choose_forward(
+    config: TrainConfig, models: tuple[Policy, Policy | None], trees: Trees, accelerator: Accelerator, reporter: Reporter
+) -> tuple[ForwardChoice, int]:
+    """Return how the policy computes, and where it starts, and its token budget."""
+    policy, start = models
     probed = _probed(trees)
-    choice = choose_forward(policy, probed, config.trainer.forward)
+    mixed = config.trainer.mixed_precision != "no"
+    choice = choose_forward(policy, probed, config.trainer.forward, accelerator.autocast if mixed else None)
+    if start is not None:
+        start.adopt_forward(policy)
     shorter = min(probed, key=lambda tree: tree.num_tokens)
     batch = collate([shorter], policy.layout).to(policy.causal_lm.device)
     # ranks may have unequal memory, and must cut alike where each forward gathers weights from all

@@ -15,6 +15,7 @@ from torch import Tensor
 from truing.data.layouts import Forward
 from truing.data.tree import Branch, PromptTree
 from truing.errors import ConfigError, first_line
+from truing.model.attention import PLAIN_NAME
 from truing.model.precomputed import Precomputed
 from truing.train.checkpoint.files import write_file
 from truing.train.checkpoint.tensors import safetensors_chunks
@@ -39,6 +40,8 @@ class SkippedStep:
     trees: Sequence[PromptTree]
     """Of all ranks."""
     forward: Forward
+    flash: bool
+    """Whether its attention took the flash kernels."""
     own_logits: bool
     tokens_per_batch: int
     loss_state: Mapping[str, Any]
@@ -71,6 +74,7 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
         "samples": [tree.sample_id for tree in trees],
         "trees": [_tree_to_json(tree) for tree in trees],
         "forward": run.policy.layout,
+        "flash": run.policy.causal_lm.config._attn_implementation != PLAIN_NAME,
         "own_logits": run.policy.own_logits,
         "tokens_per_batch": state.tokens_per_batch,
         "loss_state": {key: value for key, value in state.loss_state.items() if not isinstance(value, Tensor)},
@@ -115,7 +119,7 @@ def read_skipped(skipped: Path, step: int) -> SkippedStep:
             reference_logps=tensors.get("reference_logps"),
             weights_file=numbers["weights"],
             base_dir=Path(numbers["base_dir"]),
-            **{name: numbers[name] for name in ("problems", "forward", "own_logits", "tokens_per_batch", "damaged_state")},
+            **{name: numbers[name] for name in ("problems", "forward", "flash", "own_logits", "tokens_per_batch", "damaged_state")},
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read ({first_line(error)}); it is not as the run wrote it") from error

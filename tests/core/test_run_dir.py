@@ -1,0 +1,91 @@
+"""The run directory: one process at a time, and nothing in it half written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from truing.errors import ConfigError
+from truing.train.run_dir import RunDir
+
+
+def hold(folder):
+    """Start a process that claims the folder and waits."""
+    script = "import sys; from pathlib import Path; from truing.train.run_dir import RunDir\n"
+    script += "RunDir(Path(sys.argv[1])).claim(resume=True); print('claimed', flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "claimed\n"
+    return process
+
+
+def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path):
+    other = hold(tmp_path / "run")
+    try:
+        with pytest.raises(ConfigError, match=rf"process {other.pid} on \S+ is writing to .*run; wait for it or stop it"):
+            RunDir(tmp_path / "run").claim(resume=True)
+        assert RunDir(tmp_path / "run").owner().startswith(f"{other.pid} on ")
+    finally:
+        other.kill()
+        other.communicate()
+    assert RunDir(tmp_path / "run").owner() is None
+    mine = RunDir(tmp_path / "run")
+    mine.claim(resume=True)
+    assert mine.owner() == RunDir(tmp_path / "run").owner()
+    assert RunDir(tmp_path / "run").owner().startswith(f"{os.getpid()} on ")
+    mine.close()
+
+
+def test_a_running_run_is_named_rather_than_taken_for_a_finished_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    other = hold(tmp_path)
+    try:
+        with pytest.raises(ConfigError, match=f"process {other.pid} on"):
+            RunDir(tmp_path).claim(resume=False)
+    finally:
+        other.kill()
+        other.communicate()
+    with pytest.raises(ConfigError, match="holds another run; continue it with --resume"):
+        RunDir(tmp_path).claim(resume=False)
+
+
+def test_lines_that_the_disk_does_not_take_are_written_with_the_next(tmp_path, monkeypatch):
+    run_dir = RunDir(tmp_path)
+    assert run_dir.append_metrics({"step": 1}) is None
+    path = type(tmp_path)
+
+    def full(self, *arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(path, "open", full)
+        assert run_dir.append_metrics({"step": 2}).errno == errno.ENOSPC
+    assert run_dir.metrics() == b'{"step": 1}\n{"step": 2}\n'
+    assert run_dir.append_metrics({"step": 3}) is None
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before_it(tmp_path):
+    run_dir = RunDir(tmp_path)
+
+    def write(folder, text):
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+
+    run_dir.replace_model(lambda folder: write(folder, "1"))
+
+    def fail(folder):
+        write(folder, "2")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        run_dir.replace_model(fail)
+    assert (run_dir.model / "config.json").read_text() == "1"
+    run_dir.replace_model(lambda folder: write(folder, "3"))
+    assert (run_dir.model / "config.json").read_text() == "3"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
