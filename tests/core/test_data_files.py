@@ -50,7 +50,7 @@ def test_a_json_array_comes_out_as_it_is(tmp_path: Path, name: str, indent: int 
         assert [row.where for row in rows] == [f"{path}:{number}" for number in starts]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\n\n", b" [ \n ] "])
+@pytest.mark.parametrize("content", [b"[]", b"\n\n", b" [ \n ] "])
 def test_no_rows_are_no_rows(tmp_path: Path, content: bytes) -> None:
     assert read(write(tmp_path / "rows.json", content)) == []
 
@@ -220,7 +220,9 @@ def test_a_key_that_is_there_twice_is_a_problem(tmp_path: Path, content: bytes) 
 
 def test_a_csv_header_that_names_a_column_twice_is_a_problem(tmp_path: Path) -> None:
     (row,) = read(write(tmp_path / "rows.csv", b"a,b,a\n1,2,3\n"))
-    assert row == Row(f"{tmp_path}/rows.csv:1", problem="the header names the column 'a' twice; rename one of them")
+    assert row == Row(
+        f"{tmp_path}/rows.csv:1", problem="the header names the column 'a' twice; rename one of them", breaks_off=True
+    )
 
 
 def test_parquet_without_rows_is_empty_and_damage_is_said(tmp_path: Path) -> None:

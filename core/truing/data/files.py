@@ -8,7 +8,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -40,6 +40,18 @@ class Row:
     """The file and the 1-based line, or what comes nearest to it."""
     columns: Mapping[str, Any] = attrs.field(factory=dict)
     problem: str | None = None
+    breaks_off: bool = False
+    """Whether the problem hides rows after it, nobody knows how many, so that it must not be skipped."""
+    unfinished: bool = False
+    """Whether its line has no end, as the last one of a file that was cut may have none."""
+
+
+def number_rows(rows: Iterable[Mapping[str, Any]], of: str, *, start: int = 1) -> Iterator[Row]:
+    """Yield rows that stand in no file, numbered from `start`."""
+    for number, columns in enumerate(rows, start=start):
+        is_row = isinstance(columns, Mapping)
+        problem = None if is_row else f"a row must be a mapping of columns, got {type(columns).__name__} {shorten(columns)}"
+        yield Row(f"{of}, row {number}", columns if is_row else {}, problem)
 
 
 def file_type(path: Path) -> FileType | None:
@@ -48,8 +60,27 @@ def file_type(path: Path) -> FileType | None:
 
 
 def read_file(path: Path, kind: FileType) -> Iterator[Row]:
-    """Yield the rows of a file in order. What cannot be read is a Row with a problem, and reading goes on where it can."""
-    yield from _READERS[kind](path)
+    """Yield the rows of a file in order. What cannot be read is a Row with a problem, and reading goes on where it can.
+
+    Raises OSError where the file cannot be opened.
+    """
+    if path.is_file() and path.stat().st_size == 0:
+        yield Row(str(path), problem="the file is empty; copy it again from its source, or leave it out", breaks_off=True)
+        return
+    rows = _READERS[kind](path)
+    # whatever is not cut says itself where it ends: JSON by its brackets, Parquet by its footer, gzip by its checksum
+    yield from _with_open_end(path, rows) if kind in ("csv", "text") and path.is_file() and not _is_gzip(path) else rows
+
+
+def _with_open_end(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield rows, the last one unfinished where the file has no line break at its end."""
+    with path.open("rb") as file:
+        file.seek(-1, io.SEEK_END)
+        is_open = file.read() not in b"\r\n"
+    last = next(rows, None)
+    while last is not None:
+        row, last = last, next(rows, None)
+        yield attrs.evolve(row, unfinished=is_open and last is None)
 
 
 def _is_gzip(path: Path) -> bool:
@@ -112,7 +143,7 @@ def _parse_json(text: str) -> Any:
 def _json_row(where: str, value: Any) -> Row:
     if isinstance(value, dict):
         is_whole = set(value) <= _SPLITS and value and all(isinstance(rows, list) for rows in value.values())
-        return Row(where, problem=_ONE_OBJECT) if is_whole else Row(where, value)
+        return Row(where, problem=_ONE_OBJECT, breaks_off=True) if is_whole else Row(where, value)
     return Row(where, problem=f"a row must be a JSON object of columns, got {type(value).__name__} {shorten(value)}")
 
 
@@ -122,11 +153,11 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield from _read_json_array(path)
         return
     if first is not None and first[1] is not None and first[1].strip() == b"{":
-        yield Row(first[0], problem=_ONE_OBJECT)
+        yield Row(first[0], problem=_ONE_OBJECT, breaks_off=True)
         return
     for where, line, problem in _lines(path):
         if line is None:
-            yield Row(where, problem=problem)
+            yield Row(where, problem=problem, breaks_off=True)
             continue
         try:
             yield _json_row(where, _parse_json(_decode(line)))
@@ -139,10 +170,10 @@ def _read_json_array(path: Path) -> Iterator[Row]:
         with _open(path) as stream:
             text = _decode(stream.read().removeprefix(b"\xef\xbb\xbf"))
     except (EOFError, OSError, zlib.error) as error:
-        yield Row(str(path), problem=_broken(error))
+        yield Row(str(path), problem=_broken(error), breaks_off=True)
         return
     except ValueError as error:
-        yield Row(str(path), problem=str(error))
+        yield Row(str(path), problem=str(error), breaks_off=True)
         return
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     position, line, counted = text.index("[") + 1, 1, 0
@@ -150,7 +181,8 @@ def _read_json_array(path: Path) -> Iterator[Row]:
         position += _blank(text, position)
         line, counted = line + text.count("\n", counted, position), position
         if text[position : position + 1] == "]":
-            break
+            yield from _after_array(path, text, position + 1)
+            return
         try:
             value, position = decoder.raw_decode(text, position)
             yield _json_row(f"{path}:{line}", value)
@@ -162,11 +194,19 @@ def _read_json_array(path: Path) -> Iterator[Row]:
         except json.JSONDecodeError as error:
             near = shorten(text[max(0, error.pos - 20) : error.pos + 20])
             problem = f"not JSON: {error.msg} near {near}, and no row after it can be read; mend the file"
-            yield Row(f"{path}:{error.lineno}", problem=problem)
+            yield Row(f"{path}:{error.lineno}", problem=problem, breaks_off=True)
             return
         except (ValueError, RecursionError) as error:
-            yield Row(f"{path}:{line}", problem=f"not readable as JSON, and no row after it can be read: {error}")
+            problem = f"not readable as JSON, and no row after it can be read: {error}"
+            yield Row(f"{path}:{line}", problem=problem, breaks_off=True)
             return
+
+
+def _after_array(path: Path, text: str, end: int) -> Iterator[Row]:
+    position = end + _blank(text, end)
+    if position < len(text):
+        problem = f"the array of rows ends, and {shorten(text[position : position + 20])} comes after it; make it one array"
+        yield Row(f"{path}:{text.count(chr(10), 0, position) + 1}", problem=problem, breaks_off=True)
 
 
 def _blank(text: str, position: int) -> int:
@@ -179,7 +219,7 @@ def _blank(text: str, position: int) -> int:
 def _read_text(path: Path) -> Iterator[Row]:
     for where, line, problem in _lines(path):
         if line is None:
-            yield Row(where, problem=problem)
+            yield Row(where, problem=problem, breaks_off=True)
             continue
         try:
             yield Row(where, {"text": _decode(line)})
@@ -196,15 +236,17 @@ def _read_csv(path: Path) -> Iterator[Row]:
         try:
             header = reader.fieldnames or ()
             if len(set(header)) < len(header):
-                yield Row(f"{path}:1", problem=f"the header names the column {_repeated(header)!r} twice; rename one of them")
+                problem = f"the header names the column {_repeated(header)!r} twice; rename one of them"
+                yield Row(f"{path}:1", problem=problem, breaks_off=True)
                 return
             for columns in reader:
                 yield _csv_row(f"{path}:{line + 1}", columns)
                 line = reader.line_num
         except csv.Error as error:
-            yield Row(f"{path}:{line + 1}", problem=f"not CSV: {error}, and no row after it can be read; mend the file")
+            problem = f"not CSV: {error}, and no row after it can be read; mend the file"
+            yield Row(f"{path}:{line + 1}", problem=problem, breaks_off=True)
         except (EOFError, OSError, zlib.error) as error:
-            yield Row(f"{path}:{line + 1}", problem=_broken(error))
+            yield Row(f"{path}:{line + 1}", problem=_broken(error), breaks_off=True)
 
 
 def _csv_row(where: str, columns: dict[str | Any, Any]) -> Row:
@@ -222,12 +264,12 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with _open(path) as stream:
-            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
+            for batch in pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True).iter_batches(batch_size=1000):
                 for columns in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}, row {number}", columns)
     except (pyarrow.ArrowException, EOFError, OSError, zlib.error) as error:
-        yield Row(str(path), problem=f"not readable as Parquet: {first_line(error)}")
+        yield Row(f"{path}, row {number + 1}", problem=f"not readable as Parquet: {first_line(error)}", breaks_off=True)
 
 
 _READERS: Mapping[FileType, Callable[[Path], Iterator[Row]]] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import Any
 import attrs
 
 from truing.config.classes import DataConfig
-from truing.data.columns import shorten
-from truing.data.files import SUFFIXES, FileType, Row, file_type, read_file
+from truing.data.files import SUFFIXES, FileType, Row, file_type, number_rows, read_file
 from truing.data.paths import local_path, may_be_hub_id, where_looked
+from truing.data.saved import is_saved, read_saved, saved_splits
+from truing.data.watch import Watch
 from truing.errors import ConfigError, DataError, first_line
 from truing.suggest import did_you_mean
 
@@ -25,10 +28,27 @@ def load_rows(source: DataConfig, base_dir: Path) -> Iterator[Row]:
     """Yield the rows of one dataset in order, after `split` and `limit`.
 
     Local files are read anew each time and never cached. Raises ConfigError for a path, file type or split that does not exist,
-    and DataError where the hub cannot give the dataset.
+    and DataError where the hub cannot give the dataset, or a file cannot be opened or changes while it is read.
     """
-    rows = _hub_rows(source, base_dir) if _is_hub(source, base_dir) else _local_rows(source, base_dir)
-    return itertools.islice(rows, source.limit)
+    watch = Watch()
+    rows = _hub_rows(source, base_dir, watch) if _is_hub(source, base_dir) else _local_rows(source, base_dir, watch)
+    return watched(itertools.islice(rows, source.limit), watch)
+
+
+def watched(rows: Iterable[Row], watch: Watch) -> Iterator[Row]:
+    """Yield rows, and raise DataError when one of the files that they come from changes meanwhile."""
+    for row in rows:
+        if row.problem is not None:  # which may come of the change
+            watch.require_unchanged()
+        yield row
+    watch.require_unchanged()
+
+
+def watch_files_of(rows: Any, watch: Watch) -> None:
+    """Watch the files beneath rows that `datasets` has mapped into memory; other rows have none."""
+    for entry in getattr(rows, "cache_files", ()):
+        with contextlib.suppress(OSError, KeyError, TypeError):  # of another class with such an attribute
+            watch.add(Path(entry["filename"]))
 
 
 def check_source(source: DataConfig, base_dir: Path) -> None:
@@ -55,8 +75,8 @@ def _is_hub(source: DataConfig, base_dir: Path) -> bool:
     return True
 
 
-def _local_rows(source: DataConfig, base_dir: Path) -> Iterator[Row]:
-    rows = _local_splits(source, base_dir)
+def _local_rows(source: DataConfig, base_dir: Path, watch: Watch) -> Iterator[Row]:
+    rows = _local_splits(source, base_dir, watch)
     wanted = re.split(r"[\[+]", source.split)[0]
     if wanted not in rows:
         raise ConfigError(
@@ -68,14 +88,22 @@ def _local_rows(source: DataConfig, base_dir: Path) -> Iterator[Row]:
     return _sliced(source.split, rows)
 
 
-def _read_all(files: Sequence[Path], source: DataConfig) -> Iterable[Row]:
+def _read_all(files: Sequence[Path], source: DataConfig, watch: Watch) -> Iterable[Row]:
     kinds: list[FileType] = []
     for file in files:
         kind = source.ds_type or file_type(file)
         if kind is None:
             raise ConfigError(f"data: {file} has a suffix that is not read; use {_READABLE} (and .gz), or say ds_type")
         kinds.append(kind)
-    return _Rows(lambda: itertools.chain.from_iterable(map(read_file, files, kinds)))
+    return _Rows(lambda: itertools.chain.from_iterable(map(functools.partial(_read_watched, watch), files, kinds)))
+
+
+def _read_watched(watch: Watch, file: Path, kind: FileType) -> Iterator[Row]:
+    try:
+        watch.add(file)
+        yield from read_file(file, kind)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}; it must be a file that you may read") from error
 
 
 @attrs.frozen
@@ -99,25 +127,17 @@ def _sliced(split: str, rows: Mapping[str, Iterable[Row]]) -> Iterator[Row]:
     return itertools.chain.from_iterable(itertools.islice(rows[part.splitname], part.from_, part.to) for part in parts)
 
 
-def _local_splits(source: DataConfig, base_dir: Path) -> dict[str, Iterable[Row]]:
+def _local_splits(source: DataConfig, base_dir: Path, watch: Watch) -> dict[str, Iterable[Row]]:
     folder = base_dir if source.path is None else local_path(source.path, base_dir)
     assert folder is not None, "a missing path was refused before"
     if source.data_files:
-        return {"train": _read_all([file for name in source.data_files for file in _expand(name, folder)], source)}
+        return {"train": _read_all([file for name in source.data_files for file in _expand(name, folder)], source, watch)}
     if not folder.is_dir():
-        return {"train": _read_all([folder], source)}
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _saved_splits(folder)
-    return {name: _read_all(files, source) for name, files in _folder_splits(folder, source).items()}
-
-
-def _saved_splits(folder: Path) -> dict[str, Iterable[Row]]:
-    """Return what `datasets` wrote there with save_to_disk."""
-    import datasets
-
-    saved = datasets.load_from_disk(str(folder))
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    return {name: _Rows(functools.partial(number_rows, split, f"{folder} {name}")) for name, split in splits.items()}
+        return {"train": _read_all([folder], source, watch)}
+    if is_saved(folder):
+        saved = saved_splits(folder).items()
+        return {name: _Rows(functools.partial(read_saved, of_split, f"{folder} {name}", watch)) for name, of_split in saved}
+    return {name: _read_all(files, source, watch) for name, files in _folder_splits(folder, source).items()}
 
 
 def _expand(name: str, folder: Path) -> list[Path]:
@@ -142,9 +162,19 @@ def _folder_splits(folder: Path, source: DataConfig) -> dict[str, list[Path]]:
             f"data.path: no dataset in {folder.absolute()} ({first_line(error)}); it must hold files of type {_READABLE}, "
             "or name them in data_files"
         ) from error
+    _check_within(folder, [str(file) for of_split in files.values() for file in of_split])
     splits = {str(split): [Path(file) for file in of_split] for split, of_split in files.items()}
     _check_none_left_out(folder, [file for of_split in splits.values() for file in of_split])
     return splits
+
+
+def _check_within(folder: Path, files: Sequence[str]) -> None:
+    """Raise ConfigError where a folder's README names files that are elsewhere, perhaps on another machine."""
+    for file in files:
+        if not Path(os.path.normpath(file)).is_relative_to(folder.absolute()):
+            raise ConfigError(
+                f"data.path: {folder.absolute()} names data outside of itself, {file}; name the files that you mean in data_files"
+            )
 
 
 def _check_none_left_out(folder: Path, taken: Sequence[Path]) -> None:
@@ -174,7 +204,7 @@ def _check_none_left_out(folder: Path, taken: Sequence[Path]) -> None:
         )
 
 
-def _hub_rows(source: DataConfig, base_dir: Path) -> Iterator[Row]:
+def _hub_rows(source: DataConfig, base_dir: Path, watch: Watch) -> Iterator[Row]:
     import datasets
 
     assert source.path is not None, "hub datasets have a path"
@@ -188,12 +218,5 @@ def _hub_rows(source: DataConfig, base_dir: Path) -> Iterator[Row]:
             f"hub that this machine can read: {first_line(error)}. Check name, split and revision, log in with "
             "`hf auth login` if the dataset is gated, or download it and give the folder"
         ) from error
+    watch_files_of(rows, watch)
     return number_rows(rows, f"{source.path} {source.split}")
-
-
-def number_rows(rows: Iterable[Mapping[str, Any]], of: str) -> Iterator[Row]:
-    """Yield rows that stand in no file, numbered from 1."""
-    for number, columns in enumerate(rows, start=1):
-        is_row = isinstance(columns, Mapping)
-        problem = None if is_row else f"a row must be a mapping of columns, got {type(columns).__name__} {shorten(columns)}"
-        yield Row(f"{of}, row {number}", columns if is_row else {}, problem)

@@ -14,11 +14,12 @@ from truing.config.classes import DataConfig, TrainerConfig
 from truing.data.dataset import TreeDataset
 from truing.data.encode import Encoded, Encoder
 from truing.data.example import DatasetStrategy, Example
-from truing.data.files import Row
-from truing.data.load import describe, load_rows, number_rows
+from truing.data.files import Row, number_rows
+from truing.data.load import describe, load_rows, watch_files_of, watched
 from truing.data.report import DataReport
 from truing.data.strategies import FunctionStrategy
 from truing.data.tree import PromptTree
+from truing.data.watch import Watch
 from truing.errors import ConfigError, DataError, RowError
 from truing.loss import Layout
 
@@ -82,7 +83,9 @@ def prepare_rows(
     """Return the prompt trees of rows that are in memory, as `prepare` does for those of files."""
     maker = _TreeMaker.create(layout, tokenizer, trainer, context_length)
     settings = SimpleNamespace(trainer=trainer, data=()) if config is None else config
-    maker.add(number_rows(rows, "dataset"), _bind(strategy, layout, settings, 0, tokenizer), on_bad_row)
+    watch = Watch()
+    watch_files_of(rows, watch)
+    maker.add(watched(number_rows(rows, "dataset"), watch), _bind(strategy, layout, settings, 0, tokenizer), on_bad_row)
     return _finish_report(maker.finish("the dataset"), maker.report)
 
 
@@ -170,12 +173,15 @@ class _TreeMaker:
         remaining = iter(rows)
         while batch := list(itertools.islice(remaining, _ROWS_AT_ONCE)):
             self.report.rows_read += len(batch)
+            self.report.rows_unfinished += sum(row.unfinished for row in batch)
             parsed = [_try_parse(row, parse) for row in batch]
             encoded = iter(self.encoder.encode([example for example in parsed if isinstance(example, Example)]))
             for row, example in zip(batch, parsed, strict=True):
                 result = example if isinstance(example, RowError) else next(encoded)
                 if isinstance(result, Encoded):
                     self._keep(result, row.where)
+                elif row.breaks_off:
+                    raise DataError(f"{row.where}: {result}") from result
                 elif on_bad_row == "skip":
                     self.report.skip(row.where, str(result))
                 else:

@@ -20,6 +20,8 @@ class DataReport:
     rows_kept: int = 0
     rows_skipped: int = 0
     """Rows that could not be read, with data.on_bad_row: skip."""
+    rows_unfinished: int = 0
+    """Last rows of text and CSV files without a line break at the end, which may be cut."""
     rows_too_long: int = 0
     rows_nothing_counted: int = 0
     """Rows of which truncation left a response no token, or that never had one."""
@@ -52,6 +54,7 @@ class DataReport:
         """Return the report as sentences, without those that count nothing."""
         counted = [
             (self.rows_skipped, "skipped: cannot be read"),
+            (self.rows_unfinished, "row(s) at the end of a file that has no line break there: it may have been cut"),
             (self.rows_too_long, f"dropped: longer than max_length {self.max_length}"),
             (self.rows_nothing_counted, "dropped: a response has no token left to train on"),
             (self.rows_same_tokens, "dropped: chosen and rejected are the same tokens"),
