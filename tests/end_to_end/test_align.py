@@ -297,7 +297,7 @@ def test_no_space_is_said_before_training(tmp_path, monkeypatch):
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(truing.SetupError, match="the disk has 0.0 GB free"):
+    with pytest.raises(truing.SetupError, match="the disk has 0 MB free"):
         run(tmp_path / "run", max_steps=1)
 
 

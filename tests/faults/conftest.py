@@ -38,6 +38,11 @@ def tally(record_property):
     return count
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that nothing waits for it at the end."""
+    items.sort(key=lambda item: not item.path.name.startswith("test_soak"))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Print the counts of all tests together."""
     table = {}

@@ -61,16 +61,20 @@ def buffered() -> None:
     truing.train.setup.make_source = make
 
 
-def at_step(step: int, act: Callable[[Run], object]) -> None:
-    """Do something just before a step, counted from 0."""
+def in_every_step(act: Callable[[Run], object]) -> None:
+    """Do something just before every step."""
     real = truing.train.loop.train_step
 
     def wrapped(run: Run) -> Any:
-        if run.state.step == step:
-            act(run)
+        act(run)
         return real(run)
 
     truing.train.loop.train_step = wrapped
+
+
+def at_step(step: int, act: Callable[[Run], object]) -> None:
+    """Do something just before a step, counted from 0."""
+    in_every_step(lambda run: act(run) if run.state.step == step else None)
 
 
 def slow_disk(seconds: float, names: str = "") -> Callable[[], None]:

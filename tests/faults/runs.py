@@ -63,7 +63,8 @@ class Tiny:
     def start(self, run: Path, *options: str, resume: bool | Path = False, **how: Any) -> Child:
         """Start it, or go on, with its run directory at `run`."""
         resuming = [] if resume is False else ["--resume"] if resume is True else ["--resume", resume]
-        return truing_child(run.parent / f"{run.name}-said", "train", self.config, *options, f"output.dir={run}", *resuming, **how)
+        said = self.config.parent / "said"  # not beside the run, whose disk may be full
+        return truing_child(said, "train", self.config, *options, f"output.dir={run}", *resuming, **how)
 
     def finish(self, run: Path, *options: str, **how: Any) -> Ended:
         """Start it or go on, and return how it ended, which must be well."""

@@ -127,7 +127,7 @@ class RunDir:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise SetupError(
-                f"{self.path}: the model and a checkpoint need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+                f"{self.path}: the model and a checkpoint need {needed / 1e6:,.0f} MB, the disk has {free / 1e6:,.0f} MB free; "
                 "free some space, or choose another output.dir"
             )
 
