@@ -4,13 +4,16 @@ BIN := .venv/bin
 BENCH_ENV ?= $(HOME)/.cache/truing/bench
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint docs bench clean
+.PHONY: quickstart test test-faults lint docs bench clean
 
 quickstart: .venv/installed  ## align a tiny model on this machine's CPU, in about two minutes
 	$(BIN)/python examples/quickstart/run.py
 
 test: .venv/installed  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand, within 30 minutes
+	TRUING_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n 2 --dist worksteal
 
 lint: .venv/installed  ## format, style and types
 	$(BIN)/ruff format --check .

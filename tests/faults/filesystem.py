@@ -66,7 +66,7 @@ class Call:
 
 
 @contextmanager
-def recorded(root: Path) -> Iterator[list[Call]]:
+def recorded(root: Path) -> Iterator[list[Call]]:  # noqa: C901  # one small function for each call that it stands in for
     """Record the calls of os that change something below a folder."""
     calls: list[Call] = []
     opened: dict[int, Path] = {}

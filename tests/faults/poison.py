@@ -1,4 +1,4 @@
-"""Numbers that are not finite, put where a run computes: what one sample gives, one element of a gradient, the optimiser's state."""
+"""Numbers that are not finite: in what one sample gives, in one element of a gradient, in the optimiser's state."""
 
 from __future__ import annotations
 

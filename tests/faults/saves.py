@@ -36,7 +36,7 @@ def save(folder: Path, version: Version, *, numbers: int = 300, keep: int | None
 
 
 def found(path: Path, numbers: int = 300) -> Version:
-    """Return which version a checkpoint is of. Raises DamagedError or AssertionError unless it is that, whole and to the last bit."""
+    """Return which version a checkpoint is of. Raises DamagedError or AssertionError unless it is that to the last bit."""
     verify(path)
     version = Version(**json.loads((path / "state.json").read_text()))
     for name, table in version.contents(numbers).tensors.items():

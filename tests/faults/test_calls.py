@@ -141,8 +141,9 @@ def test_a_loss_of_power_while_a_resume_tidies_up(tmp_path, situation, tally):
         for call in [*tidying, None]:
             for lost in losses_after(disk, tmp_path, seen):
                 states += 1
-                assert newest(lost) in (situation.old, situation.saved), f"killed before {calls[number:][:1]}, power lost before {call}"
+                assert newest(lost) in (situation.old, situation.saved), (
+                    f"killed before {calls[number:][:1]}, power lost before {call}"
+                )
             if call is not None:
                 disk.call(call)
     tally("losses of power while tidying", states=states)
-

@@ -35,7 +35,9 @@ def test_a_writer_that_is_killed(tmp_path, cases, tally):
         draw, folder = random.Random(f"writer {case}"), tmp_path / str(case)
         replacing = case % 3 == 2
         end, report = os.pipe()
-        child = fork(tmp_path / "said", lambda folder=folder, report=report, again=replacing: write_without_end(folder, report, again))
+        child = fork(
+            tmp_path / "said", lambda folder=folder, report=report, again=replacing: write_without_end(folder, report, again)
+        )
         os.close(report)
         time.sleep(draw.uniform(0.01, 0.15))
         child.send(signal.SIGKILL)

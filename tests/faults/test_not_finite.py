@@ -1,4 +1,4 @@
-"""NaN and infinities anywhere in a step: they never reach the weights, the step is counted and kept, and a replay finds it again."""
+"""NaN and infinities anywhere in a step: never in the weights, the step is counted and kept, and a replay finds it again."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_one_element_of_a_gradient(tmp_path, tiny, value, step, tally):
 
 
 @pytest.mark.parametrize("save_steps", [5, 2] if FULL else [5])
-@pytest.mark.parametrize(("field", "value"), list(itertools.product(("exp_avg", "exp_avg_sq"), VALUES)) if FULL else [("exp_avg", "nan")])
+@pytest.mark.parametrize(
+    ("field", "value"), list(itertools.product(("exp_avg", "exp_avg_sq"), VALUES)) if FULL else [("exp_avg", "nan")]
+)
 def test_the_optimisers_state(tmp_path, tiny, field, value, save_steps, tally):
     """It ends the run, at the next checkpoint or after so many steps, and an earlier checkpoint is there to go on from."""
     options, run = (f"trainer.save_steps={save_steps}", "trainer.max_skipped_steps=3"), tmp_path / "run"

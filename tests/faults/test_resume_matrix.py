@@ -89,5 +89,3 @@ def test_two_ranks(tmp_path, tiny, adapter, tally):
     tiny.finish(run, *options, "trainer.save_steps=4", resume=True, real=True)
     same(run, end_of(unbroken))
     tally("resumes of two ranks", resumed=1)
-
-

@@ -52,7 +52,9 @@ def test_nothing_grows(tmp_path, tally):
     steps, resident, descriptors, threads = zip(*samples, strict=True)
     assert len(steps) == (STEPS - WARM) // EVERY
     assert max(threads) - min(threads) <= 1, "a save has a thread while it writes"
-    assert min(descriptors) == min(descriptors[:3]) and max(descriptors) - min(descriptors) <= 2, "a save has a file open, and its folder"
+    assert min(descriptors) == min(descriptors[:3]) and max(descriptors) - min(descriptors) <= 2, (
+        "a save has a file open, and its folder"
+    )
     assert descriptors[-1] <= descriptors[0] and threads[-1] <= threads[0]
     slope = statistics.linear_regression(steps, resident).slope * 1000 / 1e6
     if FULL:
