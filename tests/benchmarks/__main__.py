@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import forward, startup
+from tests.benchmarks import checkpoint, forward, startup
 
 startup.main()
 forward.main()
+checkpoint.main()
