@@ -24,6 +24,7 @@ from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError, first_line
 from truing.loss import Needs
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
+from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
 from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file
@@ -63,6 +64,7 @@ def set_up(config: TrainConfig, given: Given, *, resume: bool, reporter: Reporte
 
     tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
+    detach_from_files(model)  # one that was handed over may be mapped as well
     data = _read_data(config, given, tokenizer, model)
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
     policy, start = _policy_and_start(config, model, accelerator.device)
