@@ -114,7 +114,8 @@ def main() -> None:
     for arm, found in times.items():
         print(f"{arm:14} {medians[arm]:6.2f} s for {MEGABYTES} MB (of {', '.join(f'{one:.2f}' for one in sorted(found))})")
     ratios = [whole / plain for whole, plain in zip(times["checkpoint"], times["plain"], strict=True)]
-    print(f"checkpoint / plain: {statistics.median(ratios):.2f}, median of rounds (of {', '.join(f'{one:.2f}' for one in sorted(ratios))})")
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in sorted(ratios))
+    print(f"checkpoint / plain: {statistics.median(ratios):.2f}, median of rounds (of {rounds})")
     for arm in ("stall, first", "stall, later"):
         print(f"{arm} / checkpoint: {medians[arm] / medians['checkpoint']:.2f}")
 

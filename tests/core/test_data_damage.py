@@ -95,6 +95,13 @@ def test_a_file_without_a_line_break_at_its_end_is_counted(tmp_path: Path, name:
         assert "1 row at the end of a file that has no line break there: it may have been cut" in report.lines()
 
 
+def test_a_header_that_is_cut_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv")
+    os.truncate(path, 5)
+    with pytest.raises(DataError, match=rf"{path}: the file ends within its first line; copy it again"):
+        trees_of(source_of(path, on_bad_row="skip"))
+
+
 def test_what_follows_an_array_of_rows_is_not_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.json")
     path.write_text(path.read_text() + "\n" + path.read_text())

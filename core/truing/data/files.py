@@ -78,6 +78,8 @@ def _with_open_end(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
         file.seek(-1, io.SEEK_END)
         is_open = file.read() not in b"\r\n"
     last = next(rows, None)
+    if last is None and is_open:
+        yield Row(str(path), problem="the file ends within its first line; copy it again from its source", breaks_off=True)
     while last is not None:
         row, last = last, next(rows, None)
         yield attrs.evolve(row, unfinished=is_open and last is None)

@@ -33,6 +33,7 @@ def load_tokenizer(config: ModelConfig, base_dir: Path) -> PreTrainedTokenizerBa
             trust_remote_code=config.trust_remote_code,
         )
     except Exception as error:  # transformers, huggingface_hub and the Rust tokenizers share no type of error
+        refuse_code(key, name, error)
         hint = (
             "the folder must hold tokenizer.json and tokenizer_config.json, or model.tokenizer name one that does"
             if folder
@@ -46,6 +47,15 @@ def load_tokenizer(config: ModelConfig, base_dir: Path) -> PreTrainedTokenizerBa
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def refuse_code(key: str, name: str, error: Exception) -> None:
+    """Raise ModelError where transformers' error says that a repository brings code of its own."""
+    if "custom code" in str(error):
+        raise ModelError(
+            f"{key}: {name!r} needs Python code of its own, which is not run; read it and, if you trust it, set "
+            "model.trust_remote_code: true"
+        ) from error
 
 
 def _read_template(template: str, base_dir: Path) -> str:
@@ -74,6 +84,7 @@ def load_context_length(config: ModelConfig, base_dir: Path) -> int | None:
             trust_remote_code=config.trust_remote_code,
         )
     except Exception as error:
+        refuse_code("model.name", config.name, error)
         raise ModelError(
             f"model.name: no config.json of a model that can be read in {config.name!r}: {first_line(error)}"
         ) from error

@@ -14,35 +14,52 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from truing.config.classes import LoraConfig, ModelConfig
 from truing.data.paths import local_path
+from truing.data.tokenizer import refuse_code
+from truing.data.watch import Watch
 from truing.errors import ModelError, first_line
+from truing.model.mapped import detach_from_files
+from truing.model.weights import check_weights, conversion
 from truing.redact import redact
 
 
 def load_model(config: ModelConfig, base_dir: Path, *, trained: bool) -> PreTrainedModel:
-    """Return the causal language model that the configuration names, on the CPU.
+    """Return the causal language model that the configuration names, on the CPU, in memory of its own.
 
     With dtype auto, weights that train are float32 (half-precision weights lose small updates), all others as they are stored.
-    Raises ModelError when there is no such model or it cannot be read.
+    Only safetensors are read, and no code of the model's runs unless `trust_remote_code`. Raises ModelError when there is no such
+    model, when it cannot be read, or when its files change meanwhile.
     """
     dtype = ("float32" if trained else "auto") if config.dtype == "auto" else config.dtype
+    folder, watch = local_path(config.name, base_dir), Watch()
+    check_weights(config.name, folder, config.revision, trusts_code=config.trust_remote_code)
     try:
+        for file in folder.glob("*.safetensors") if folder is not None else ():
+            watch.add(file)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            str(local_path(config.name, base_dir) or config.name),
+            str(folder or config.name),
             revision=config.revision,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"model.name: {config.name!r} cannot be loaded: {first_line(error)}{_hint(config.name, base_dir)}"
-        ) from error
+    except (OSError, ValueError, ImportError, KeyError, TypeError, SafetensorError) as error:
+        refuse_code("model.name", config.name, error)
+        raise ModelError(f"model.name: {config.name!r} cannot be loaded: {_why(config.name, error, folder)}") from error
+    detach_from_files(model)
+    if problem := watch.changed():
+        raise ModelError(f"model.name: {problem}")
     return model
 
 
-def _hint(name: str, base_dir: Path) -> str:
-    if local_path(name, base_dir):
-        return "; the folder must hold config.json and *.safetensors as save_pretrained writes them"
-    return "; give a hub id such as Qwen/Qwen2.5-0.5B-Instruct that this machine can reach, or a local folder"
+def _why(name: str, error: Exception, folder: Path | None) -> str:
+    if folder is not None:
+        return f"{first_line(error)}; the folder must hold config.json and *.safetensors as save_pretrained writes them"
+    if "cannot be loaded with `safetensors`" in str(error):
+        return (
+            "it has no safetensors, and a pickle, which can run code as it is read, is not read; convert it where you trust it: "
+            f"{conversion(name)}"
+        )
+    return f"{first_line(error)}; give a hub id such as Qwen/Qwen2.5-0.5B-Instruct that this machine can reach, or a local folder"
 
 
 def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:

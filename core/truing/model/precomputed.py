@@ -10,22 +10,22 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
 import torch
-import xxhash
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from truing.data.batch import TreeBatch, collate
 from truing.data.packing import pack
 from truing.data.tree import PromptTree, Trees, in_chunks
+from truing.model.digest import digest
+from truing.model.mapped import own
 from truing.model.policy import Policy
 from truing.model.reference import LiveReference, Reference
 
@@ -83,7 +83,7 @@ class Precomputed:
         """Return what `write` wrote for as many samples, or None where there is no such file or it is damaged."""
         try:
             with safe_open(path, framework="pt") as file:
-                found = cls(file.get_tensor("logps"), file.get_tensor("starts"))
+                found = cls(own(file.get_tensor("logps")), own(file.get_tensor("starts")))
                 seal = (file.metadata() or {}).get("seal")
         except (OSError, SafetensorError):
             return None
@@ -100,14 +100,14 @@ class Precomputed:
 
     def seal(self) -> str:
         """Return a hash of every number."""
-        return _digest([("logps", self.logps), ("starts", self.starts)])
+        return digest([("logps", self.logps), ("starts", self.starts)])
 
 
 def reference_file(reference: LiveReference, policy: Policy, trees: Trees, precision: str) -> Path:
     """Return where the log-probabilities of these trees under this reference are kept."""
     config = {key: value for key, value in policy.causal_lm.config.to_dict().items() if key not in _NOT_NUMBERS}
     parts = [
-        _digest(reference.weights),
+        digest(reference.weights),
         json.dumps(config, sort_keys=True, default=str),
         trees.fingerprint,
         precision,
@@ -119,14 +119,3 @@ def reference_file(reference: LiveReference, policy: Policy, trees: Trees, preci
 
 _NOT_NUMBERS = {"_name_or_path", "transformers_version", "use_cache", "architectures", "_attn_implementation"}
 """Of a model's configuration, what changes no log-probability."""
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Return a hash of names, shapes and every number."""
-    digest = xxhash.xxh3_128()
-    for name, tensor in tensors:
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        name = name.removeprefix("module.")  # of a model that DistributedDataParallel wraps
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

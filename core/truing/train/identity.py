@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-from torch import nn
+from torch import Tensor, nn
 
 from truing.config import TrainConfig
+from truing.model.digest import digest
 from truing.train.order import DataOrder
-
-SAMPLED = 64
-"""Numbers of each weight that its fingerprint reads; training changes nearly all of them."""
 
 
 def run_identity(config: TrainConfig, model: nn.Module, order: DataOrder, data: str) -> dict[str, str | int]:
@@ -19,20 +17,12 @@ def run_identity(config: TrainConfig, model: nn.Module, order: DataOrder, data: 
     `model` is as it is before the first step: the reference is made of it, so other starting weights are another run.
     """
     trained = [f"{name} {tuple(weight.shape)}" for name, weight in model.named_parameters() if weight.requires_grad]
+    weights = ((name, tensor) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor))
     return {
         "data": data[:16],
         "method": config.method.name,
         "prompts per step": order.per_step,
         "seed": order.seed,
         "trained weights": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
-        "starting weights": _weights_fingerprint(model),
+        "starting weights": digest(weights)[:16],
     }
-
-
-def _weights_fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // SAMPLED)].double().cpu()
-        digest.update(name.encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -24,6 +24,7 @@ from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError, first_line
 from truing.loss import Needs
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
+from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
 from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file
@@ -166,6 +167,7 @@ def _policy_and_start(config: TrainConfig, model: Model, device: torch.device) -
 
     The copy has the policy's own type, so that at the first step both give the same numbers.
     """
+    detach_from_files(model)  # one that was handed over may be mapped as well
     if config.trainer.disable_dropout:
         disable_dropout(model)
     start = None

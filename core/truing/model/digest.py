@@ -1,0 +1,21 @@
+"""A hash of tensors, down to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import xxhash
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of names, shapes, types and every number; a tensor that is spread over ranks is gathered for it."""
+    found = xxhash.xxh3_128()
+    for name, tensor in tensors:
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        name = name.removeprefix("module.")  # of a model that DistributedDataParallel wraps
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
