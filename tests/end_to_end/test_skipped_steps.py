@@ -107,7 +107,7 @@ def test_a_folder_without_runs(tmp_path):
     assert "holds no checkpoint" in truing("verify", tmp_path).output
 
 
-@attrs.define
+@attrs.define(slots=False)
 class Some:
     """The parts of a run that the guard reads."""
 
@@ -139,3 +139,18 @@ def test_a_spike_is_one_against_the_good_steps_before_it():
 def test_what_is_not_finite_is_named():
     bad, good = torch.tensor(False), torch.tensor(True)
     assert judge(Some(), {"loss": bad, "log-probabilities": good}, torch.tensor(float("inf")))[0] == ["loss", "gradient"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_one_element_of_the_optimisers_state_is_found(value, dtype):
+    """Whatever else there is: nothing at all, or the largest number that the type has."""
+    good = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min, 0], dtype=dtype)
+    run, norm = Some(), torch.tensor(1.0)
+    run.optimizer_tensors = lambda: {"step": torch.tensor(1.0), "none": torch.empty(0), "exp_avg": good}
+    assert judge(run, {}, norm)[0] == []
+    for place in range(3):
+        bad = good.clone()
+        bad[place] = value
+        run.optimizer_tensors = lambda bad=bad: {"exp_avg": bad, "exp_avg_sq": good}
+        assert judge(run, {}, norm)[0] == ["optimiser's state"]

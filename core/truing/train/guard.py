@@ -65,9 +65,13 @@ def _spike(run: Run, norm: float) -> list[str]:
 
 def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return a bool scalar on the device of `like`."""
-    if not tensors:
+    some = [tensor for tensor in tensors if tensor.numel()]
+    if not some:
         return like.new_ones((), dtype=torch.bool)
-    return get_total_norm(tensors, norm_type=math.inf).isfinite().to(like.device)
+    if all(tensor.device.type == "cpu" for tensor in some):  # where the other way takes eight times as long
+        ends = [end.double() for tensor in some for end in torch.aminmax(tensor)]  # both are NaN where one element is
+        return torch.stack(ends).isfinite().all().to(like.device)
+    return get_total_norm(some, norm_type=math.inf).isfinite().to(like.device)
 
 
 def weights_are_finite(run: Run) -> bool:
