@@ -171,7 +171,7 @@ def test_a_run_writes_and_prints_no_secret(folder):
 
 
 def test_no_message_of_any_command_has_a_secret(folder):
-    config, longest = str(folder / "run.yaml"), f"https://me:{'x' * 60}{WRITTEN['a long URL']}@host"
+    config, longest = str(folder / "run.yaml"), f"https://me:{WRITTEN['a long URL']}{'x' * 60}@host"
     data, model = f"https://me:{WRITTEN['data.path as URL']}@host/x.jsonl", f"https://me:{WRITTEN['model.name as URL']}@host/m"
     taken = folder / ENVIRONMENT["DATA_TOKEN"]
     (taken / "checkpoints").mkdir()
@@ -179,7 +179,7 @@ def test_no_message_of_any_command_has_a_secret(folder):
     commands = [
         (["check", config], 0),
         (["check", config, f"data.path={data}", f"model.name={query}"], 0),
-        (["check", config, "trainer.seed=${oc.env:TYPED_TOKEN}", f"trainer.seeds={longest}", f"trainer.seed={longest}"], 2),
+        (["check", config, "trainer.batch_size=${oc.env:TYPED_TOKEN}", f"trainer.seeds={longest}", f"trainer.seed={longest}"], 2),
         (["check", config, f"method.api_key=@{WRITTEN['an override that cannot be read']}"], 2),
         (["preview", config, "-n", "1"], 0),
         (["preview", config, "data.path=${oc.env:ABSENT_AUTH}/x.jsonl"], 2),
