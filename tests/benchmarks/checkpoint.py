@@ -104,6 +104,11 @@ def stalls(rounds: int = ROUNDS, **model: Any) -> list[float]:
     return found
 
 
+def listed(found: list[float]) -> str:
+    """Return numbers in order."""
+    return ", ".join(f"{one:.2f}" for one in sorted(found))
+
+
 def main() -> None:
     """Print the figures."""
     torch.set_num_threads(1)
@@ -112,10 +117,9 @@ def main() -> None:
     times |= {"stall, first": [first], "stall, later": later}
     medians = {arm: statistics.median(found) for arm, found in times.items()}
     for arm, found in times.items():
-        print(f"{arm:14} {medians[arm]:6.2f} s for {MEGABYTES} MB (of {', '.join(f'{one:.2f}' for one in sorted(found))})")
+        print(f"{arm:14} {medians[arm]:6.2f} s for {MEGABYTES} MB (of {listed(found)})")
     ratios = [whole / plain for whole, plain in zip(times["checkpoint"], times["plain"], strict=True)]
-    rounds = ", ".join(f"{ratio:.2f}" for ratio in sorted(ratios))
-    print(f"checkpoint / plain: {statistics.median(ratios):.2f}, median of rounds (of {rounds})")
+    print(f"checkpoint / plain: {statistics.median(ratios):.2f}, median of rounds (of {listed(ratios)})")
     for arm in ("stall, first", "stall, later"):
         print(f"{arm} / checkpoint: {medians[arm] / medians['checkpoint']:.2f}")
 

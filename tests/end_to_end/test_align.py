@@ -149,7 +149,7 @@ def test_lora_trains_the_adapter_only_and_saves_it(tmp_path):
 def test_libraries_warn_each_other_in_silence(tmp_path, recwarn, monkeypatch):
     """peft asks transformers what is deprecated there, and torch minds the schedule of a run whose first step is skipped."""
     run(tmp_path / "run", adapter={"type": "lora", "r": 4}, max_steps=1)
-    monkeypatch.setattr("truing.train.step.judge", lambda run, finite, norm: (["gradient"], float("nan")))
+    monkeypatch.setattr("truing.train.step.judge", lambda run, finite, norm: ["gradient"])
     assert run(tmp_path / "skipped", max_steps=1).skipped_steps == 1
     assert not [str(warning.message) for warning in recwarn]
 

@@ -16,7 +16,7 @@ from tests.end_to_end.steps import make_run, prepare_folder
 from truing.errors import ConfigError
 from truing.train.checkpoint import MANIFEST, read_manifest
 from truing.train.checkpoint.files import Seal, seal_of
-from truing.train.saving import Saver, _try
+from truing.train.saving import Saver, _take_over
 from truing.train.step import train_step
 
 
@@ -39,7 +39,7 @@ def good(tmp_path_factory):
     train_step(run)
     run.state.step = 1
     path = Saver(run).save(wait=True)
-    assert _try(run, path) is None
+    assert _take_over(run, path) is None
     return run, path
 
 
@@ -59,7 +59,7 @@ def reseal(path, **changes):
 def refused(good, path):
     run, _ = good
     before = {name: weight.clone() for name, weight in run.state.weights().items()}
-    problem = _try(run, path)
+    problem = _take_over(run, path)
     assert problem is not None
     assert all(weight.equal(before[name]) for name, weight in run.state.weights().items())
     return problem
@@ -175,15 +175,15 @@ def test_a_state_of_the_wrong_kind_is_named(good, checkpoint, change):
     values = json.loads((checkpoint / "state.json").read_bytes())
     reseal_with(checkpoint, "state.json", json.dumps({**values, **change}))
     run, _ = good
-    problem = _try(run, checkpoint)
+    problem = _take_over(run, checkpoint)
     assert problem is not None and ("cannot be read" in problem or "is of step" in problem)
-    assert _try(*good) is None
+    assert _take_over(*good) is None
 
 
 def test_more_processes_than_there_are_cannot_be_asked_for(good, checkpoint):
     reseal(checkpoint, sharded=True, world_size=10**12)
     with pytest.raises(ConfigError, match="has the weights of 1000000000000 processes, and there are 1; start as many"):
-        _try(good[0], checkpoint)
+        _take_over(good[0], checkpoint)
 
 
 def test_the_run_directory_is_not_left(good):

@@ -112,7 +112,7 @@ def _become(work: Callable[[], object], output: Path, errors: Path) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for path, descriptor in ((output, 1), (errors, 2)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         torch.set_num_threads(1)
         work()
         code = 0

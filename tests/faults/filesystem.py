@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,52 +65,54 @@ class Call:
     data: bytes = b""
 
 
-@contextmanager
-def recorded(root: Path) -> Iterator[list[Call]]:  # noqa: C901  # one small function for each call that it stands in for
-    """Record the calls of os that change something below a folder."""
-    calls: list[Call] = []
-    opened: dict[int, Path] = {}
-    real = {name: getattr(os, name) for name in ("open", "write", "fsync", "mkdir", "unlink", "rmdir", "rename", "replace")}
+@attrs.define
+class Recorder:
+    """Stands for functions of os, does what they do, and notes what changes something below a folder."""
 
-    def below(path: Any, folder: int | None) -> Path:
-        return (root if folder is None else root / opened[folder]).joinpath(path).relative_to(root)
+    root: Path
+    calls: list[Call] = attrs.field(factory=list)
+    _opened: dict[int, Path] = attrs.field(factory=dict)
+    _real: dict[str, Callable[..., Any]] = attrs.field(factory=dict)
 
-    def open_file(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        where = below(path, dir_fd)
-        new = bool(flags & os.O_CREAT) and not (root / where).exists()
-        descriptor: int = real["open"](path, flags, mode, dir_fd=dir_fd)
-        opened[descriptor] = where
-        if new:
-            calls.append(Call("create", where))
-        return descriptor
-
-    def write(descriptor: int, data: Any) -> int:
-        written: int = real["write"](descriptor, data)
-        if descriptor in opened:
-            calls.append(Call("write", opened[descriptor], data=bytes(data[:written])))
-        return written
-
-    def sync(descriptor: int) -> None:
-        real["fsync"](descriptor)
-        calls.append(Call("sync", opened[descriptor]))
-
-    def change(name: str) -> Callable[..., None]:
-        def call(path: Any, *rest: Any, dir_fd: int | None = None) -> None:
-            real[name](path, *rest, dir_fd=dir_fd)
-            calls.append(Call(name, below(path, dir_fd)))
-
-        return call
-
-    def rename(path: Any, to: Any) -> None:
-        real["rename"](path, to)
-        calls.append(Call("rename", below(path, None), below(to, None)))
-
-    fakes = {"open": open_file, "write": write, "fsync": sync, "rename": rename, "replace": rename}
-    fakes |= {name: change(name) for name in ("mkdir", "unlink", "rmdir")}
-    try:
+    def __enter__(self) -> list[Call]:
+        fakes: dict[str, Callable[..., Any]] = {"open": self._open, "write": self._write, "fsync": self._sync}
+        fakes |= {"rename": self._rename, "replace": self._rename}
+        fakes |= {name: partial(self._change, name) for name in ("mkdir", "unlink", "rmdir")}
+        self._real = {name: getattr(os, name) for name in fakes}
         for name, fake in fakes.items():
             setattr(os, name, fake)
-        yield calls
-    finally:
-        for name, function in real.items():
+        return self.calls
+
+    def __exit__(self, *exception: object) -> None:
+        for name, function in self._real.items():
             setattr(os, name, function)
+
+    def _below(self, path: Any, folder: int | None = None) -> Path:
+        return (self.root if folder is None else self.root / self._opened[folder]).joinpath(path).relative_to(self.root)
+
+    def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        where = self._below(path, dir_fd)
+        new = bool(flags & os.O_CREAT) and not (self.root / where).exists()
+        descriptor: int = self._real["open"](path, flags, mode, dir_fd=dir_fd)
+        self._opened[descriptor] = where
+        if new:
+            self.calls.append(Call("create", where))
+        return descriptor
+
+    def _write(self, descriptor: int, data: Any) -> int:
+        written: int = self._real["write"](descriptor, data)
+        if descriptor in self._opened:
+            self.calls.append(Call("write", self._opened[descriptor], data=bytes(data[:written])))
+        return written
+
+    def _sync(self, descriptor: int) -> None:
+        self._real["fsync"](descriptor)
+        self.calls.append(Call("sync", self._opened[descriptor]))
+
+    def _change(self, name: str, path: Any, *rest: Any, dir_fd: int | None = None) -> None:
+        self._real[name](path, *rest, dir_fd=dir_fd)
+        self.calls.append(Call(name, self._below(path, dir_fd)))
+
+    def _rename(self, path: Any, to: Any) -> None:
+        self._real["rename"](path, to)
+        self.calls.append(Call("rename", self._below(path), self._below(to)))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.children import fork
 from tests.faults.disk import LOSSES, Disk, write_tree
-from tests.faults.filesystem import Counter, recorded
+from tests.faults.filesystem import Counter, Recorder
 from tests.faults.saves import Version, found, newest, save
 from tests.faults.sizes import FULL
 from truing.train.checkpoint import CheckpointStore
@@ -106,7 +106,7 @@ def test_a_loss_of_power_at_every_call(tmp_path, situation, tally):
     run = tmp_path / "run"
     folder = situation.prepare(run)
     disk = Disk(run)
-    with recorded(run) as calls:
+    with Recorder(run) as calls:
         save(folder, situation.saved, keep=situation.keep)
     seen, states = set(), 0
     for call in calls:
@@ -125,7 +125,7 @@ def test_a_loss_of_power_while_a_resume_tidies_up(tmp_path, situation, tally):
     """After a kill at every call, at every call of what the resume does first."""
     folder = situation.prepare(tmp_path / "run")
     start = Disk(tmp_path / "run").after(None)
-    with recorded(tmp_path / "run") as calls:
+    with Recorder(tmp_path / "run") as calls:
         save(folder, situation.saved, keep=situation.keep)
     states, seen = 0, set()
     for number in range(0, len(calls) + 1, EVERY):
@@ -136,7 +136,7 @@ def test_a_loss_of_power_while_a_resume_tidies_up(tmp_path, situation, tally):
         for call in calls[:number]:
             disk.call(call)
         write_tree(disk.after(None), again)
-        with recorded(again) as tidying:
+        with Recorder(again) as tidying:
             CheckpointStore(again / "checkpoints").tidy()
         for call in [*tidying, None]:
             for lost in losses_after(disk, tmp_path, seen):

@@ -14,18 +14,13 @@ from truing.redact import redact
 class RedactedStream(io.TextIOBase):
     """A text stream that writes to another one, each text without the secrets in it."""
 
+    # TextIOBase has these read-only, unless a class has them too
+    encoding: str = "utf-8"
+    errors: str | None = None
+
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in the stubs
-        """The encoding of the stream beneath."""
-        return self.stream.encoding
-
-    @property
-    def errors(self) -> str | None:  # type: ignore[override]
-        """What the stream beneath does with characters that its encoding lacks."""
-        return self.stream.errors
+        self.encoding, self.errors = stream.encoding, stream.errors
 
     def write(self, text: str) -> int:
         """Write text, redacted."""

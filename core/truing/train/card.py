@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import attrs
 from peft import PeftModel
 
@@ -13,7 +15,7 @@ from truing.train.state import TrainState
 
 def model_card(config: TrainConfig, state: TrainState) -> str:
     """Return Markdown with the front matter that model hubs read: what was trained from what, on what, how."""
-    values = redacted(attrs.asdict(config.method))  # type: ignore[arg-type]  # a plugin's class is one of attrs
+    values = redacted(attrs.asdict(cast(attrs.AttrsInstance, config.method)))
     settings = ", ".join(f"{key} {value}" for key, value in values.items())
     datasets = "\n".join(f"- {source.path or ', '.join(source.data_files)} (as {source.format.name})" for source in config.data)
     adapter = f", {config.model.adapter.type} adapter of rank {config.model.adapter.r}" if config.model.adapter else ""

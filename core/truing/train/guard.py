@@ -31,11 +31,11 @@ LEAST_SPREAD = 0.1
 """Standard deviation of log-norms at least, so that a very even run does not see spikes in small changes."""
 
 
-def judge(run: Run, finite: Mapping[str, Tensor], norm: Tensor) -> tuple[list[str], float]:
-    """Return why the step must be left out, nothing where it is good, and the gradient's norm.
+def judge(run: Run, finite: Mapping[str, Tensor], norm: Tensor) -> list[str]:
+    """Return why the step must be left out, nothing where it is good.
 
-    `finite` are bool scalars by the words of `CHECKED`. All ranks call this together and get the same. It is the one place of a
-    step where numbers are read off the device.
+    `norm` is that of the gradient, and `finite` are bool scalars by the words of `CHECKED`. All ranks call this together and get
+    the same. It is the one place of a step where numbers are read off the device.
     """
     flags = {**finite, GRADIENT: norm.isfinite(), OPTIMIZER: _is_finite(list(run.state.optimizer_tensors().values()), norm)}
     bad = [~flags.get(word, norm.new_ones((), dtype=torch.bool)) for word in CHECKED]
@@ -44,7 +44,7 @@ def judge(run: Run, finite: Mapping[str, Tensor], norm: Tensor) -> tuple[list[st
         shares = run.accelerator.reduce(shares, reduction="sum")
     *counts, total = shares.tolist()
     problems = [word for word, count in zip(CHECKED, counts, strict=True) if count]
-    return problems or _spike(run, total), total
+    return problems or _spike(run, total)
 
 
 def _spike(run: Run, norm: float) -> list[str]:
@@ -76,14 +76,14 @@ def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 def weights_are_finite(run: Run) -> bool:
     """Whether all that trains is, on all ranks, which call this together."""
-    return not _any_rank(run, ~_is_finite(list(run.state.weights().values()), torch.zeros((), device=run.accelerator.device)))
+    return _are_finite(run, run.state.weights())
 
 
 def require_finite_state(run: Run, *, weights: bool) -> None:
     """Raise TruingError, on all ranks, when the optimiser's state, or with `weights` they, are not finite: that is never saved."""
     state = run.state
     tables = {**(state.weights() if weights else {}), **state.optimizer_tensors()}
-    if not _any_rank(run, ~_is_finite(list(tables.values()), torch.zeros((), device=run.accelerator.device))):
+    if _are_finite(run, tables):
         return
     names = [name for name, tensor in tables.items() if not bool(tensor.isfinite().all())][:3]
     raise TruingError(
@@ -92,7 +92,7 @@ def require_finite_state(run: Run, *, weights: bool) -> None:
     )
 
 
-def _any_rank(run: Run, flag: Tensor) -> bool:
-    if run.accelerator.num_processes > 1:
-        flag = run.accelerator.reduce(flag.float(), reduction="sum")
-    return bool(flag)
+def _are_finite(run: Run, tables: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are on all ranks."""
+    bad = 1 - _is_finite(list(tables.values()), torch.zeros((), device=run.accelerator.device)).float()
+    return not bool(run.accelerator.reduce(bad, reduction="sum") if run.accelerator.num_processes > 1 else bad)

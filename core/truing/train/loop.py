@@ -6,6 +6,7 @@ import resource
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ def _whole_weights(run: Run) -> dict[str, Tensor] | None:
     if not is_sharded(run):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Tensor] = get_model_state_dict(run.state.model, options=options)  # type: ignore[assignment]
+    weights = cast(dict[str, Tensor], get_model_state_dict(run.state.model, options=options))
     first: dict[int, str] = {}
     for name, weight in run.state.model.named_parameters(remove_duplicate=False):
         if name in weights:  # tied weights share memory again, by which save_pretrained knows them

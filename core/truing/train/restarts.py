@@ -6,6 +6,8 @@ import os
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 
 def was_restarted() -> bool:
@@ -25,14 +27,12 @@ def join_restarted() -> None:
     """
     if not was_restarted() or distributed.is_initialized():
         return
-    address, port, ranks = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
-    hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
-    store = distributed.TCPStore(address, port, ranks, is_master=hosts)  # type: ignore[attr-defined]
+    store, rank, ranks = next(iter(rendezvous("env://")))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group(
         backend="nccl" if torch.cuda.is_available() else "gloo",
-        store=distributed.PrefixStore(f"attempt-{_attempt()}", store),  # type: ignore[attr-defined]
-        rank=int(os.environ["RANK"]),
+        store=PrefixStore(f"attempt-{_attempt()}", store),
+        rank=rank,
         world_size=ranks,
     )

@@ -100,11 +100,14 @@ class RunDir:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return file.read(100).strip() or "unknown"
+            except OSError:  # a file system without locks
+                return None
         return None
 
     def _require_no_owner(self) -> None:
-        if (self.path / LOCK).exists():
-            os.close(self._locked())
+        owner = self.owner()
+        if owner is not None:
+            raise self._owned_by(owner)
 
     def _locked(self) -> int:
         """Return the descriptor of the lock file, locked. Raises ConfigError, naming the process that has it."""
@@ -112,15 +115,17 @@ class RunDir:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.pread(file, 100, 0).decode(errors="replace").strip() or "unknown"
             os.close(file)
-            raise ConfigError(
-                f"output.dir: process {owner} is writing to {self.path}; wait for it or stop it, or choose another directory "
-                f"(output.dir={self.path}-2)"
-            ) from error
+            raise self._owned_by(self.owner() or "unknown") from error
         except OSError:  # a file system without locks: nothing to do but trust the user
             pass
         return file
+
+    def _owned_by(self, owner: str) -> ConfigError:
+        return ConfigError(
+            f"output.dir: process {owner} is writing to {self.path}; wait for it or stop it, or choose another directory "
+            f"(output.dir={self.path}-2)"
+        )
 
     def require_space(self, needed: int) -> None:
         """Raise SetupError when the disk has less than `needed` bytes free."""

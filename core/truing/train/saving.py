@@ -20,12 +20,14 @@ from truing.train.checkpoint.background import Save, Snapshot
 from truing.train.guard import require_finite_state, weights_are_finite
 from truing.train.micro_batches import is_sharded
 from truing.train.run import Run
-from truing.train.run_dir import library_versions
+from truing.train.run_dir import METRICS, library_versions
 from truing.train.state import random_state, restore_random_state
 
 MOST_FAILURES = 2
 """Saves that may fail in a row before the run ends."""
-STATE, METRICS = "state.json", "metrics.jsonl"
+STATE = "state.json"
+_UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+"""What reading a state that is sealed, and yet not one of ours, may raise."""
 
 
 @attrs.define(eq=False)
@@ -192,7 +194,7 @@ def restore(run: Run, path: Path | None) -> None:
     # one rank looks, for another may see a folder that is renamed meanwhile
     candidates = [path] if path is not None else gather_object([list(reversed(store.checkpoints()))])[0]
     for candidate in candidates:
-        problem = next((found for found in gather_object([_try(run, candidate)]) if found is not None), None)
+        problem = next((found for found in gather_object([_take_over(run, candidate)]) if found is not None), None)
         if problem is None:
             run.reporter.say(f"resumed from {candidate}: {run.state.step} of {run.total_steps} steps done")
             break
@@ -209,7 +211,7 @@ def restore(run: Run, path: Path | None) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _try(run: Run, path: Path) -> str | None:
+def _take_over(run: Run, path: Path) -> str | None:
     """Take over a checkpoint, or return what is wrong with it."""
     try:
         manifest = verify(path)
@@ -258,17 +260,7 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
         run.source.load(numbers["source"], tables["source"])
         restore_random_state(numbers["random"][random], load_file(path / f"random-{random}.safetensors"))
         metrics = (path / METRICS).read_bytes()
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        RecursionError,
-    ) as error:
+    except _UNREADABLE as error:
         raise (
             error if isinstance(error, DamagedError) else DamagedError(f"its state cannot be read ({first_line(error)})")
         ) from error

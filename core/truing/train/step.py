@@ -61,7 +61,7 @@ def train_step(run: Run) -> StepResult:
     trees, random = run.source.trees(run.state.step), random_state()
     result = accumulate_gradients(run, trees)
     norm = _clip(run)
-    problems, _ = judge(run, result.finite, norm)
+    problems = judge(run, result.finite, norm)
     result.metrics["grad_norm"] = (
         norm / run.accelerator.num_processes
     )  # ranks have the same norm, and metrics are summed over ranks
