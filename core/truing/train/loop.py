@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from truing.config import TrainConfig
+from truing.config import TrainConfig, dump_config
 from truing.model.attention import use_own_attention
 from truing.model.loading import disable_checkpointing
 from truing.redact import redacted
@@ -47,6 +47,9 @@ def train(
         with run.reporter, InterruptSignal() as signal:
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
+            if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
+                run_dir.write_config(dump_config(config))
+                run_dir.write_environment(**run.environment)
             if config.trainer.report_to:
                 run.accelerator.init_trackers("truing", config=redacted({"method": config.method.name, "model": config.model.name}))
             _steps(run, signal)

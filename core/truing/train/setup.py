@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from truing.config import DataConfig, TrainConfig, dump_config
+from truing.config import DataConfig, TrainConfig
 from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
 from truing.data.tokenizer import load_tokenizer
@@ -93,7 +93,6 @@ def set_up(
     reference = None if Needs.REFERENCE_LOGPS not in config.method.needs else _reference(wrapped, start)
     if accelerator.is_main_process:
         run_dir.require_space(_bytes_to_write(policy))
-        _describe(run_dir, config, accelerator, data, choice, identity)
     return _with_references(
         Run(
             config=config,
@@ -110,6 +109,15 @@ def set_up(
             total_steps=total_steps,
             state=state,
             identity=identity,
+            environment={
+                "seed": config.trainer.seed,
+                "processes": accelerator.num_processes,
+                "device": accelerator.device,
+                "forward": choice.reason,
+                "data": data.report.as_dict(),
+                "eval_data": data.eval_report.as_dict() if data.eval_report else None,
+                "identity": identity,
+            },
             run_dir=run_dir,
             reporter=reporter,
         )
@@ -278,18 +286,3 @@ def _bytes_to_write(policy: Policy) -> int:
     """Return the size of the model and of one checkpoint: what trains, and Adam's two moments of it."""
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in policy.parameters()]
     return sum(size * (4 if trained else 1) for size, trained in sizes)
-
-
-def _describe(
-    run_dir: RunDir, config: TrainConfig, accelerator: Accelerator, data: Data, choice: ForwardChoice, identity: Mapping[str, Any]
-) -> None:
-    run_dir.write_config(dump_config(config))
-    run_dir.write_environment(
-        seed=config.trainer.seed,
-        processes=accelerator.num_processes,
-        device=accelerator.device,
-        forward=choice.reason,
-        data=data.report.as_dict(),
-        eval_data=data.eval_report.as_dict() if data.eval_report else None,
-        identity=identity,
-    )
