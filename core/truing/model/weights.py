@@ -43,6 +43,11 @@ def check_weights(name: str, folder: Path | None, revision: str | None, *, trust
     _check_model(base)
 
 
+def find_file(name: str, folder: Path | None, revision: str | None, file: str) -> Path | None:
+    """Return a further file of a model, in its folder or on the hub; None where there is none."""
+    return _Files(name, folder, revision).find(file)
+
+
 @attrs.frozen
 class _Files:
     """The files of a model, in a folder or on the hub."""

@@ -30,6 +30,7 @@ from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file
 from truing.model.probe import ForwardChoice, choose_forward
 from truing.model.reference import AdapterOff, FrozenCopy, Reference
+from truing.model.score_head import find_score_head, freeze_unread, new_score_head, read_score_head
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
 from truing.train.identity import run_identity
@@ -77,18 +78,18 @@ def set_up(
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
     data = data or _read_data(config, given, tokenizer, model)
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
-    policy, start = _policy_and_start(config, model, accelerator.device)
+    policy, start = _policy_and_start(config, given, model, accelerator.device, reporter)
     _check_vocabulary(data, policy)
     choice, budget = _choose_forward(config, (policy, start), data.trees, accelerator, reporter)
-    _warn_of_half_precision(policy, reporter)
     order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)
     state = TrainState(
-        model=policy.model, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget, loss_state=_initial_state(config)
+        model=policy.model, score_head=policy.score_head, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget
     )
+    state.loss_state = _initial_state(config)
     state.scheduler, state.scaler = make_schedule(optimizer, config.trainer, total_steps), accelerator.scaler
-    identity = run_identity(config, policy.model, order, data.trees.fingerprint)
+    identity = run_identity(config, policy, order, data.trees.fingerprint)
     wrapped, state.optimizer = accelerator.prepare(policy, optimizer)
     reference = None if Needs.REFERENCE_LOGPS not in config.method.needs else _reference(wrapped, start)
     if accelerator.is_main_process:
@@ -163,7 +164,9 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
     return Data(trees=trees, report=report, eval_trees=eval_trees, eval_report=eval_report)
 
 
-def _policy_and_start(config: TrainConfig, model: Model, device: torch.device) -> tuple[Policy, Policy | None]:
+def _policy_and_start(
+    config: TrainConfig, given: Given, model: Model, device: torch.device, reporter: Reporter
+) -> tuple[Policy, Policy | None]:
     """Return the policy, and a frozen copy of the weights that it starts from where the reference needs one.
 
     The copy has the policy's own type, so that at the first step both give the same numbers.
@@ -183,7 +186,23 @@ def _policy_and_start(config: TrainConfig, model: Model, device: torch.device) -
         raise ModelError("no weight of the model trains (requires_grad is False for all); load a PeftModel with is_trainable=True")
     if config.trainer.gradient_checkpointing:
         enable_checkpointing(model)
-    return Policy(model, "padded").train().to(device), start
+    policy = Policy(model, "padded")
+    if Needs.NO_LOGPS in config.method.needs:
+        freeze_unread(policy.causal_lm)
+    if Needs.SCORES in config.method.needs:
+        policy.score_head = _score_head(config, given, policy, reporter)
+    _warn_of_half_precision(policy, reporter)
+    return policy.train().to(device), start
+
+
+def _score_head(config: TrainConfig, given: Given, policy: Policy, reporter: Reporter) -> nn.Linear:
+    dtype = next(weight.dtype for weight in policy.parameters() if weight.requires_grad)
+    found = find_score_head(config.model, config.base_dir) if given.model is None else None
+    if found is not None:
+        reporter.say(f"score head: that of {found}")
+        return read_score_head(found, policy.causal_lm, dtype)
+    reporter.say("score head: a new one")
+    return new_score_head(policy.causal_lm, dtype, config.trainer.seed)
 
 
 def _warn_of_half_precision(policy: Policy, reporter: Reporter) -> None:
@@ -246,9 +265,10 @@ def _choose_forward(
     if start is not None:
         start.adopt_forward(policy)
     shorter = min(probed, key=lambda tree: tree.num_tokens)
-    batch = collate([shorter], policy.layout).to(policy.causal_lm.device)
+    needs = config.method.needs
+    batch = collate([shorter], policy.layout, with_ends=Needs.SCORES in needs).to(policy.causal_lm.device)
     # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
-    budget = config.trainer.max_tokens_per_batch or min(gather_object([token_budget(policy, batch)]))
+    budget = config.trainer.max_tokens_per_batch or min(gather_object([token_budget(policy, batch, needs)]))
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget
 
