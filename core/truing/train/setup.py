@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +109,7 @@ def set_up(
             total_steps=total_steps,
             state=state,
             identity=identity,
-            environment={
-                "seed": config.trainer.seed,
-                "processes": accelerator.num_processes,
-                "device": accelerator.device,
-                "forward": choice.reason,
-                "data": data.report.as_dict(),
-                "eval_data": data.eval_report.as_dict() if data.eval_report else None,
-                "identity": identity,
-            },
+            environment=_environment(config, accelerator, data, choice, identity),
             run_dir=run_dir,
             reporter=reporter,
         )
@@ -287,3 +279,17 @@ def _bytes_to_write(policy: Policy) -> int:
     """Return the size of the model and of one checkpoint: what trains, and Adam's two moments of it."""
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in policy.parameters()]
     return sum(size * (4 if trained else 1) for size, trained in sizes)
+
+
+def _environment(
+    config: TrainConfig, accelerator: Accelerator, data: Data, choice: ForwardChoice, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "seed": config.trainer.seed,
+        "processes": accelerator.num_processes,
+        "device": accelerator.device,
+        "forward": choice.reason,
+        "data": data.report.as_dict(),
+        "eval_data": data.eval_report.as_dict() if data.eval_report else None,
+        "identity": identity,
+    }
