@@ -150,6 +150,16 @@ def test_a_mean_over_the_batch():
     check_loss(loss_like(Hinge, mean, scope="step"))
 
 
+def test_a_scope_that_depends_on_the_settings():
+    def total(self, inputs, good):
+        values = good.terms[0].values
+        return LossOutput([Term(values * values.mean() if self.beta > 1 else values, "pair")])
+
+    by_beta = loss_like(Hinge, total, scope=property(lambda self: "step" if self.beta > 1 else "example"))
+    check_loss(by_beta(beta=0.5))
+    check_loss(by_beta(beta=2.0))
+
+
 def test_a_metric_that_is_not_always_there():
     def sometimes(self, inputs, good):
         return LossOutput(good.terms, good.metrics if len(inputs.lengths) > 2 else {})
