@@ -252,7 +252,7 @@ class LossOutput:
     @property
     def metric_terms(self) -> dict[str, Sequence[Term]]:
         """The Terms of each metric."""
-        return {name: (metric,) if isinstance(metric, Term) else metric for name, metric in self.metrics.items()}
+        return {name: metric if isinstance(metric, list | tuple) else (metric,) for name, metric in self.metrics.items()}
 
 
 @attrs.frozen(eq=False)

@@ -115,7 +115,7 @@ def test_shapes_that_do_not_fit_what_they_are_per():
 @pytest.mark.parametrize("per", ["pair", "chosen_token"])
 def test_pairs_exist_in_the_paired_layout_only(per):
     bad = loss_like(Labelled, lambda self, inputs, good: LossOutput([Term(good.terms[0].values, per)]))
-    breaks(bad, f"per '{per}', which only PAIRED batches have; this one is LABELED")
+    breaks(bad, f"per '{per}', which only PAIRED batches have, not LABELED")
 
 
 def test_numbers_that_are_not_finite():
