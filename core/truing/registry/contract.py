@@ -13,7 +13,7 @@ import attrs
 from truing.data.example import DatasetStrategy
 from truing.dialect import Dialect
 from truing.errors import PluginError
-from truing.loss import Layout, Loss, Needs, OnlineLoss, Scope
+from truing.loss import Layout, Loss, Needs, OnlineLoss, Scope, prompt_tokens_of
 from truing.rewards import Reward
 from truing.rollout import Rollout
 
@@ -128,6 +128,7 @@ def _check_loss(cls: type) -> None:
     _check_scope(cls)
     _check_callable(cls, "__call__", Loss, "__call__(self, inputs: LossInputs) -> LossOutput")
     _check_needs(cls, "needs", Loss)
+    _check_prompt_tokens(cls)
     if layout is Layout.ROLLOUT:
         _check_callable(
             cls, "advantages", OnlineLoss, "advantages(self, rollouts: LossInputs) -> Advantages, which ROLLOUT methods need"
@@ -161,8 +162,7 @@ def _check_rollout(cls: type) -> None:
 
 def _check_dialect(cls: type) -> None:
     _check_callable(cls, "translate", Dialect, "translate(self, values) -> the values of a Truing configuration")
-    required = [field.name for field in attrs.fields(cls) if field.init and field.default is attrs.NOTHING]
-    if required:
+    if required := _required(cls):
         raise PluginError(
             f"field {required[0]!r} has no default; give it one, for `truing convert` makes dialects without settings"
         )
@@ -196,6 +196,17 @@ def _check_needs(cls: type, member: str, protocol: type) -> None:
         raise PluginError(f"`{member}` is {needs!r}; it must be a truing.Needs, such as Needs.REFERENCE_LOGPS or Needs.NOTHING")
 
 
+def _check_prompt_tokens(cls: type) -> None:
+    if not _required(cls):
+        with isolated("`prompt_tokens` failed with the default settings", "make it work with them"):
+            prompt_tokens_of(cls())
+
+
+def _required(cls: type) -> list[str]:
+    """Return the settings without which no instance can be made."""
+    return [field.name for field in attrs.fields(cls) if field.init and field.default is attrs.NOTHING]
+
+
 def _check_scope(cls: type) -> None:
     scope = getattr(cls, "scope", None)
     if isinstance(scope, property):
@@ -206,7 +217,7 @@ def _check_scope(cls: type) -> None:
 
 def _with_defaults(cls: type, member: str, unknown: Any) -> Any:
     """Return what a property gives with the default settings; `unknown` where a setting has none, for then only a user can tell."""
-    if any(field.init and field.default is attrs.NOTHING for field in attrs.fields(cls)):
+    if _required(cls):
         return unknown
     with isolated(f"`{member}` failed with the default settings", "make it work with them"):
         return getattr(cls(), member)
