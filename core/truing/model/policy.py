@@ -19,7 +19,15 @@ from truing.model.cached import cached_hidden
 from truing.model.head import Part, fused_loss, score_logits, score_tokens, tokens_together
 from truing.model.logits import Head, TokenScores, wide
 
-OFFERED = Needs.REFERENCE_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS | Needs.SCORES | Needs.NO_LOGPS
+OFFERED = (
+    Needs.REFERENCE_LOGPS
+    | Needs.MISMATCHED_LOGPS
+    | Needs.PROMPT_LOGPS
+    | Needs.ENTROPY
+    | Needs.SQUARED_PROBS
+    | Needs.SCORES
+    | Needs.NO_LOGPS
+)
 """What the forward and the reference can give a loss today."""
 _READ_HIDDEN = Needs.VALUES | Needs.SCORES | Needs.NO_LOGPS
 """What is read off the decoder's output by another head than that which predicts tokens, or by that one not at all."""
@@ -36,9 +44,17 @@ class PolicyOutput:
     """[T] of the value head, at each token's predictor."""
     scores: Tensor | None = None
     """[B] of the score head, at each branch's last token."""
+    mismatched_logps: Tensor | None = None
+    """[M] log-probabilities of mismatched completions' counted tokens, without gradient."""
+
+    @property
+    def logps(self) -> Tensor:
+        """[T + M] log-probabilities of the counted completion tokens, then those of mismatched ones if they were asked for."""
+        assert self.tokens is not None
+        return self.tokens.logps if self.mismatched_logps is None else torch.cat((self.tokens.logps, self.mismatched_logps))
 
     def differentiable(self) -> dict[str, Tensor]:
-        """Return what is there, by the names of LossInputs' fields."""
+        """Return what is there and has a gradient, by the names of LossInputs' fields."""
         named = {
             "token_logps": self.tokens.logps if self.tokens else None,
             "token_entropy": self.tokens.entropy if self.tokens else None,
@@ -48,6 +64,10 @@ class PolicyOutput:
             "scores": self.scores,
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+Score = Callable[[Tensor, Tensor], TokenScores]
+"""Scores targets [N] at predictors [N]."""
 
 
 class Objective(Protocol):
@@ -113,9 +133,13 @@ class Policy(nn.Module):
                 output = self._output(batch, needs, lambda at, targets: score_logits(logits[at], targets, needs), hidden)
                 return output if objective is None else objective(batch.whole(), output)
             head = Head.of(self.causal_lm)
+
+            def score(at: Tensor, targets: Tensor) -> TokenScores:
+                return score_tokens(hidden[at], targets, head, needs)
+
             if objective is not None and self._fuses(head, needs):
-                return _fused(hidden, batch, head, needs, objective)
-            output = self._output(batch, needs, lambda at, targets: score_tokens(hidden[at], targets, head, needs), hidden)
+                return _fused(hidden, batch, head, needs, objective, _mismatched(batch, needs, score))
+            output = self._output(batch, needs, score, hidden)
             return output if objective is None else objective(batch.whole(), output)
 
     def _hidden(self, batch: TreeBatch) -> Tensor:
@@ -126,9 +150,7 @@ class Policy(nn.Module):
         hidden: Tensor = decoder(**batch.model_inputs, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)
 
-    def _output(
-        self, batch: TreeBatch, needs: Needs, score: Callable[[Tensor, Tensor], TokenScores], hidden: Tensor | None = None
-    ) -> PolicyOutput:
+    def _output(self, batch: TreeBatch, needs: Needs, score: Score, hidden: Tensor | None = None) -> PolicyOutput:
         values = scores = None
         if hidden is not None and Needs.VALUES in needs and self.value_head is not None:
             values = _read(self.value_head, hidden[batch.predictors])
@@ -137,7 +159,13 @@ class Policy(nn.Module):
         if Needs.NO_LOGPS in needs:
             return PolicyOutput(None, values=values, scores=scores)
         in_prompt = score(batch.prompt_predictors, batch.prompt_targets) if Needs.PROMPT_LOGPS in needs else None
-        return PolicyOutput(score(batch.predictors, batch.targets), in_prompt, values=values, scores=scores)
+        return PolicyOutput(
+            score(batch.predictors, batch.targets),
+            in_prompt,
+            values=values,
+            scores=scores,
+            mismatched_logps=_mismatched(batch, needs, score),
+        )
 
     def _fuses(self, head: Head, needs: Needs) -> bool:
         # in fp16 gradients must be scaled before they are rounded, which happens in the backward only
@@ -156,7 +184,17 @@ def _read(head: nn.Linear, hidden: Tensor) -> Tensor:
     return numbers.to(wide(numbers.dtype))
 
 
-def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective: Objective) -> Tensor:
+@torch.no_grad()
+def _mismatched(batch: TreeBatch, needs: Needs, score: Score) -> Tensor | None:
+    """Return [M]."""
+    if Needs.MISMATCHED_LOGPS not in needs:
+        return None
+    return score(batch.mismatched_predictors, batch.mismatched_targets).logps
+
+
+def _fused(
+    hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective: Objective, mismatched_logps: Tensor | None
+) -> Tensor:
     """Return the objective's value, by way of `fused_loss`."""
     has_prompt = Needs.PROMPT_LOGPS in needs
     predictors, targets = batch.predictors, batch.targets
@@ -167,7 +205,9 @@ def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective
         size, in_prompt = len(part.batch.targets), len(part.batch.prompt_targets) if has_prompt else 0
 
         def loss(scores: TokenScores) -> Tensor:
-            return objective(part, PolicyOutput(scores[:size], scores[size:] if has_prompt else None))
+            mismatched = None if mismatched_logps is None else mismatched_logps[part.mismatched]
+            output = PolicyOutput(scores[:size], scores[size:] if has_prompt else None, mismatched_logps=mismatched)
+            return objective(part, output)
 
         if not in_prompt:
             return Part(part.tokens, size, loss)
@@ -181,9 +221,15 @@ def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective
 
 
 def loss_inputs(
-    batch: TreeBatch, output: PolicyOutput, layout: Layout, *, reference_token_logps: Tensor | None = None
+    batch: TreeBatch,
+    output: PolicyOutput,
+    layout: Layout,
+    *,
+    reference_token_logps: Tensor | None = None,
+    mismatched_reference_token_logps: Tensor | None = None,
 ) -> LossInputs:
     """Join what the dataset says of a batch with what the models say, as a loss reads it."""
+    mismatched = output.mismatched_logps
     fields: dict[str, Any] = {"token_logps": torch.full(batch.targets.shape, torch.nan, device=batch.targets.device)}
     fields |= output.differentiable()
     return LossInputs(
@@ -194,6 +240,9 @@ def loss_inputs(
         prompt_tree_ids=batch.prompt_tree_ids if output.prompt_tokens else None,
         **fields,
         reference_token_logps=reference_token_logps,
+        mismatched_token_logps=mismatched,
+        mismatched_reference_token_logps=None if mismatched is None else mismatched_reference_token_logps,
+        mismatched_sequence_ids=None if mismatched is None else batch.mismatched_sequence_ids,
         labels=batch.labels,
         ranks=batch.ranks,
         margins=batch.margins,
