@@ -155,7 +155,8 @@ class TreeDataset:
 def tree_to_json(tree: PromptTree, tokenizer: PreTrainedTokenizerBase, text: str | None = None) -> dict[str, Any]:
     """Return a tree as plain values, with the text that its tokens stand for, special tokens included.
 
-    `text` is the prompt as rendered, where that is known; else the prompt is decoded.
+    `text` is the prompt as rendered, where that is known; else the prompt is decoded. A prompt of which tokens are counted has a
+    mask.
     """
     prompt = str(tokenizer.decode(list(tree.prompt_ids)))
     branches = []
@@ -170,4 +171,5 @@ def tree_to_json(tree: PromptTree, tokenizer: PreTrainedTokenizerBase, text: str
                 "loss_mask": list(branch.loss_mask),
             }
         )
-    return {"prompt": prompt if text is None else text, "branches": branches, "prompt_token_ids": list(tree.prompt_ids)}
+    counted = {"prompt_loss_mask": list(tree.prompt_mask)} if tree.prompt_mask else {}
+    return {"prompt": prompt if text is None else text, "branches": branches, "prompt_token_ids": list(tree.prompt_ids), **counted}

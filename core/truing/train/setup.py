@@ -22,7 +22,7 @@ from truing.data.batch import collate
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError, first_line
-from truing.loss import Needs
+from truing.loss import Needs, prompt_tokens_of
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
@@ -149,6 +149,7 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
             "trainer": config.trainer,
             "context_length": context_length(model),
             "config": config,
+            "prompt_tokens": prompt_tokens_of(config.method),
         }
         if rows is not None:
             source = (sources or config.data)[0]
