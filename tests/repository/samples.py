@@ -18,6 +18,7 @@ Of several layouts the text is that of the first; ROLLOUT has its prompt alone, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,7 @@ def read_samples(registry: Registry) -> list[Sample]:
     found = list(blocks(PAGE))
     return [
         Sample(block.place, layout, make(registry, layout, wanted), json.loads(block.text), _parts(result.text, layout))
-        for block, result in zip(found, found[1:], strict=False)
+        for block, result in itertools.pairwise(found)
         if block.kind == "sample"
         for layout, wanted in _named(block.argument)
     ]
