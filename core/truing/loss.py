@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import attrs
 
+from truing.errors import PluginError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -159,6 +161,9 @@ class LossInputs:
         return Side(self, 1)
 
 
+PromptTokens = Literal["none", "assistant", "all"]
+"""Which tokens of a prompt are counted: none; those of earlier assistant turns, each with the token that ends it; or all."""
+
 POLICY_FIELDS = ("token_logps", "token_entropy", "token_squared_probs", "token_values", "prompt_token_logps", "scores")
 """The fields of LossInputs that the policy's forward gives, which carry a gradient."""
 
@@ -266,6 +271,10 @@ class Loss(Protocol):
     with the whole optimiser step instead of once per micro-batch. A loss that keeps state also has `initial_state() -> dict`,
     of numbers, strings, lists of these, and tensors; it is read as `inputs.state`, and returned, changed, by `advantages` or, with
     `scope = "step"`, in `LossOutput.state`: once a step either way.
+
+    A loss that needs PROMPT_LOGPS gets those of every prompt token, and all are in its counts. One that counts fewer says so with
+    a property `prompt_tokens`, one of "none", "assistant" and "all": "assistant" are the tokens of earlier assistant turns as the
+    chat template renders them, which prompts of text do not have.
     """
 
     name: ClassVar[str]
@@ -278,6 +287,23 @@ class Loss(Protocol):
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the terms of the loss and its metrics."""
+
+
+def prompt_tokens_of(loss: Loss) -> PromptTokens:
+    """Return which tokens of a prompt the loss counts: its `prompt_tokens`, or else all if it needs PROMPT_LOGPS and none if not.
+
+    Raises PluginError for another word, and for one that its `needs` contradicts.
+    """
+    reads = Needs.PROMPT_LOGPS in loss.needs
+    found: PromptTokens = getattr(loss, "prompt_tokens", "all" if reads else "none")
+    if found not in get_args(PromptTokens):
+        raise PluginError(f"`prompt_tokens` is {found!r}; it must be one of {', '.join(get_args(PromptTokens))}")
+    if (found != "none") is not reads:
+        raise PluginError(
+            f"`prompt_tokens` of {loss.name} is {found!r}, and its `needs` {'names' if reads else 'does not name'} "
+            "Needs.PROMPT_LOGPS; a method reads the log-probabilities of the prompt tokens that it counts, and of no others"
+        )
+    return found
 
 
 class OnlineLoss(Loss, Protocol):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -248,6 +249,26 @@ def test_tensorboard_gets_the_metrics(tmp_path):
     accumulator.Reload()
     logged = [event.value for event in accumulator.Scalars("loss")]
     assert logged == pytest.approx(losses(state))
+
+
+def test_a_tracker_that_cannot_be_started_is_named(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ConnectionError("no server at 10.0.0.1")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", fail)
+    with pytest.raises(truing.SetupError, match="report_to: tensorboard cannot be started .*no server.*every metric is in metrics"):
+        run(tmp_path / "run", report_to=["tensorboard"], max_steps=1)
+
+
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_a_tracker_that_fails_later_costs_a_warning(tmp_path, monkeypatch, capsys, method):
+    def fail(*args, **kwargs):
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(TensorBoardTracker, method, fail)
+    state = run(tmp_path / "run", report_to=["tensorboard"], max_steps=2)
+    assert state.step == 2 and (tmp_path / "run/model/model.safetensors").exists()
+    assert "tensorboard may lack metrics (ConnectionError: the server is gone)" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
 def test_a_checkpoint_beyond_the_run_is_refused(tmp_path):
     config = write_config(tmp_path, max_steps=4)
     assert truing("train", config).returncode == 0
+    described = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "environment.json")}
     done = truing("train", config, "trainer.max_steps=2", "--resume")
     assert done.returncode == 2
     assert "step-00000004 is of step 4, and this run has 2 steps; raise trainer.num_epochs or trainer.max_steps" in done.stderr
+    assert described == {name: (tmp_path / "run" / name).read_bytes() for name in described}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

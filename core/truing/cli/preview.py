@@ -41,6 +41,7 @@ def preview(config: Path, overrides: tuple[str, ...], count: int | None, as_json
     from truing.data import prepare
     from truing.data.dataset import tree_to_json
     from truing.data.tokenizer import load_context_length, load_tokenizer
+    from truing.loss import prompt_tokens_of
     from truing.registry import Registry
 
     loaded: TrainConfig = load_config(config, overrides, registry=Registry.load())
@@ -53,6 +54,7 @@ def preview(config: Path, overrides: tuple[str, ...], count: int | None, as_json
         context_length=load_context_length(loaded.model, loaded.base_dir),
         base_dir=loaded.base_dir,
         config=loaded,
+        prompt_tokens=prompt_tokens_of(loaded.method),
         keep_text=True,
     )
     wanted = (0 if as_json else SHOWN) if count is None else count

@@ -1,15 +1,15 @@
-"""All prompt trees of a run, packed into a few flat arrays."""
+"""All prompt trees of a run, packed into a few flat columns."""
 
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from truing.data.column import Column
 from truing.data.example import Text
 from truing.data.tokenizer import decode_after
 from truing.data.tree import Branch, PromptTree
@@ -30,20 +30,20 @@ class TreeDataset:
     """A sequence of prompt trees; `sample_id` is the index.
 
     A segment is a run of tokens: a tree's prompt, or one of its branches. Token ids and masks of all segments lie one after the
-    other in two arrays, 5 bytes a token; trees are built when they are asked for.
+    other in two columns, 5 bytes a token, on disk where they are long; trees are built when they are asked for.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._tokens = array("i")
-        self._mask = array("b")
-        self._segments = array("q", [0])
+        self._tokens = Column("i")
+        self._mask = Column("b")
+        self._segments = Column("q", [0])
         """[segments + 1] where each segment begins among the tokens."""
-        self._labels = array("b")
-        self._ranks = array("i")
-        self._trees = array("q", [0])
+        self._labels = Column("b")
+        self._ranks = Column("i")
+        self._trees = Column("q", [0])
         """[trees + 1] where each tree begins among the segments."""
-        self._margins = array("d")
+        self._margins = Column("d")
         self._columns: list[Mapping[str, Any]] = []
         self._prompts: list[Text] = []
         self._texts: list[str] = []
@@ -73,7 +73,7 @@ class TreeDataset:
         self._ranks.append(_NONE if rank is None else rank)
 
     def select(self, indices: Sequence[int]) -> TreeDataset:
-        """Return a view of these trees in this order; it shares the arrays."""
+        """Return a view of these trees in this order; it shares the columns."""
         view = TreeDataset.__new__(TreeDataset)
         view.__dict__.update(self.__dict__)
         chosen = np.asarray(indices, dtype=np.int64)
@@ -91,10 +91,10 @@ class TreeDataset:
 
     def __getitem__(self, index: int) -> PromptTree:
         stored = self._stored(index)
-        first, end = self._trees[stored], self._trees[stored + 1]
+        first, end = map(int, self._trees.numbers[stored : stored + 2])
         roles = branch_roles(self.layout, end - first - 1)
         prompt_mask = self._mask_of(first)
-        margin = self._margins[stored]
+        margin = float(self._margins.numbers[stored])
         return PromptTree(
             prompt_ids=self._ids_of(first),
             prompt_mask=prompt_mask if any(prompt_mask) else (),
@@ -115,10 +115,11 @@ class TreeDataset:
     def length(self, index: int) -> int:
         """Return `num_tokens` of a tree without building it."""
         stored = self._stored(index)
-        return int(self._segments[self._trees[stored + 1]] - self._segments[self._trees[stored]])
+        first, end = self._segments.numbers[self._trees.numbers[stored : stored + 2]]
+        return int(end - first)
 
     def _branch(self, segment: int, role: str) -> Branch:
-        label, rank = self._labels[segment], self._ranks[segment]
+        label, rank = int(self._labels.numbers[segment]), int(self._ranks.numbers[segment])
         return Branch(
             token_ids=self._ids_of(segment),
             loss_mask=self._mask_of(segment),
@@ -128,22 +129,24 @@ class TreeDataset:
         )
 
     def _ids_of(self, segment: int) -> tuple[int, ...]:
-        return tuple(self._tokens[self._segments[segment] : self._segments[segment + 1]])
+        start, stop = self._segments.numbers[segment : segment + 2]
+        return tuple(self._tokens.numbers[start:stop].tolist())
 
     def _mask_of(self, segment: int) -> tuple[bool, ...]:
-        return tuple(map(bool, self._mask[self._segments[segment] : self._segments[segment + 1]]))
+        start, stop = self._segments.numbers[segment : segment + 2]
+        return tuple(self._mask.numbers[start:stop].astype(bool).tolist())
 
     @property
     def largest_id(self) -> int:
         """The largest token id of all."""
-        return int(np.frombuffer(self._tokens, dtype=np.int32).max())
+        return int(self._tokens.numbers.max())
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all token ids, masks, labels, ranks, margins and the order: what a checkpoint checks the data by."""
         digest = hashlib.sha256(self.layout.value.encode())
         for part in (self._tokens, self._mask, self._segments, self._labels, self._ranks, self._trees, self._margins):
-            digest.update(part)
+            digest.update(part.numbers.data)
         if self._order is not None:
             digest.update(self._order.tobytes())
         return digest.hexdigest()
@@ -152,7 +155,8 @@ class TreeDataset:
 def tree_to_json(tree: PromptTree, tokenizer: PreTrainedTokenizerBase, text: str | None = None) -> dict[str, Any]:
     """Return a tree as plain values, with the text that its tokens stand for, special tokens included.
 
-    `text` is the prompt as rendered, where that is known; else the prompt is decoded.
+    `text` is the prompt as rendered, where that is known; else the prompt is decoded. A prompt of which tokens are counted has a
+    mask.
     """
     prompt = str(tokenizer.decode(list(tree.prompt_ids)))
     branches = []
@@ -167,4 +171,5 @@ def tree_to_json(tree: PromptTree, tokenizer: PreTrainedTokenizerBase, text: str
                 "loss_mask": list(branch.loss_mask),
             }
         )
-    return {"prompt": prompt if text is None else text, "branches": branches, "prompt_token_ids": list(tree.prompt_ids)}
+    counted = {"prompt_loss_mask": list(tree.prompt_mask)} if tree.prompt_mask else {}
+    return {"prompt": prompt if text is None else text, "branches": branches, "prompt_token_ids": list(tree.prompt_ids), **counted}

@@ -12,7 +12,7 @@ from truing.data.dataset import branch_roles
 from truing.data.example import Example, Message, Text
 from truing.data.tree import Branch, PromptTree, TokenIds
 from truing.errors import ModelError, RowError
-from truing.loss import Layout
+from truing.loss import Layout, PromptTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +25,8 @@ _RESPONSES = {
     Layout.SINGLE: (1, None),
 }
 
+_ADVICE = "count the last turn only, make a row of each turn, or give a model.chat_template that renders every turn alike"
+
 
 @attrs.frozen
 class Rendered:
@@ -35,6 +37,8 @@ class Rendered:
     wholes: tuple[str, ...]
     chat: bool
     """Rendered by a chat template, which brings the special tokens."""
+    turns: tuple[tuple[int, int], ...] = ()
+    """The prompt's characters that the assistant wrote, as half-open ranges, where these are counted."""
 
 
 @attrs.frozen
@@ -54,7 +58,8 @@ class Encoder:
     """Turns Examples into prompt trees with one tokenizer.
 
     Prompt and response are tokenised together; the prompt is what the rendered prompt's tokens are, if those begin every whole,
-    and else the longest common prefix of them all. All tokens of a response are counted, its end token included.
+    and else the longest common prefix of them all. All tokens of a response are counted, its end token included; of the prompt,
+    those that `prompt_tokens` names, but for the first, which nothing predicts.
 
     Text gets the special tokens that the tokenizer puts before a text, once, and the end token after it if `add_eos` and it
     lacks it. A chat template brings its own: what it writes after the token that ends the turn is cut, and the end token is
@@ -63,6 +68,7 @@ class Encoder:
 
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
+    prompt_tokens: PromptTokens = "none"
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | RowError]:
         """Return a tree for each Example, or the RowError that says why it has none. Raises ModelError as `render` does."""
@@ -98,8 +104,11 @@ class Encoder:
         if len({isinstance(text, str) for text in (example.prompt, *example.responses)}) > 1:
             raise RowError("prompt and responses must be all text or all messages; the row mixes both")
         chat = not isinstance(example.prompt, str)
-        render = self._render_chat if chat else _render_text
-        rendered = Rendered(example, *render(example), chat)
+        prompt, wholes = (self._render_chat if chat else _render_text)(example)
+        turns: tuple[tuple[int, int], ...] = ()
+        if self.prompt_tokens == "assistant" and not isinstance(example.prompt, str):
+            turns = self._find_turns(example.prompt, example.tools, prompt)
+        rendered = Rendered(example, prompt, wholes, chat, turns)
         for text in (rendered.prompt, *rendered.wholes):
             _check_unicode(text)
         return rendered
@@ -108,6 +117,28 @@ class Encoder:
         prompt = self._apply_template(example.prompt, example.tools, add_generation_prompt=True)
         wholes = [self._apply_template([*example.prompt, *response], example.tools) for response in example.responses]
         return prompt, tuple(self._cut_after_turn(whole) for whole in wholes)
+
+    def _find_turns(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: str) -> tuple[tuple[int, int], ...]:
+        """Return where the assistant's turns lie in the rendered prompt, each from what asks for it to the token that ends it.
+
+        Raises RowError where the template renders a turn otherwise than when it was the last.
+        """
+        turns = []
+        for index, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            try:
+                before = self._apply_template(messages[:index], tools, add_generation_prompt=True)
+                through = self._cut_after_turn(self._apply_template(messages[: index + 1], tools))
+            except RowError as error:
+                raise RowError(f"which tokens of message {index} are the assistant's cannot be told: {error}; {_ADVICE}") from error
+            if not (through.startswith(before) and prompt.startswith(through)):
+                raise RowError(
+                    f"which tokens of message {index} are the assistant's cannot be told: the chat template renders it otherwise "
+                    f"here than when it was the last (some drop earlier thinking); {_ADVICE}"
+                )
+            turns.append((len(before), len(through)))
+        return tuple(turns)
 
     def _cut_after_turn(self, whole: str) -> str:
         trailing = self.turn_end[len(self.turn_end.rstrip()) :]
@@ -122,8 +153,9 @@ class Encoder:
                 "file), choose a model that has one, or a format that makes text"
             )
         try:
+            # a batch of one, for transformers refuses to render no message, which is what comes before an assistant's first words
             rendered = self.tokenizer.apply_chat_template(
-                list(messages),  # type: ignore[arg-type]  # a list of Mappings
+                [list(messages)],  # type: ignore[arg-type]  # lists of Mappings
                 tools=list(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
@@ -132,7 +164,7 @@ class Encoder:
             raise ModelError(f"model.chat_template is not valid Jinja: {error.message} in line {error.lineno}") from error
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise RowError(f"the chat template refuses the messages: {error}") from error
-        return str(rendered)
+        return str(rendered[0])
 
     def prompt_text(self, encoded: Encoded, tree: PromptTree) -> str:
         """Return the text of the tree's prompt: as rendered, or decoded where the tokens begin later or end earlier than it."""
@@ -186,10 +218,12 @@ class Encoder:
         ended = [self._with_eos(whole, rendered) for whole in wholes]
         split = min((_common_length(prompt, whole) for whole in wholes), default=len(prompt))
         start = prompt[:split] or (self._first_token(),)
+        mask = (False, *self._prompt_mask(rendered, len(prompt))[1:split])
         roles = branch_roles(self.layout, len(wholes))
         ranks = example.ranks if self.layout is Layout.RANKED and example.ranks else (None,) * len(wholes)
         tree = PromptTree(
             prompt_ids=start,
+            prompt_mask=mask if any(mask) else (),
             branches=tuple(
                 Branch(token_ids=whole[split:], loss_mask=(True,) * (len(whole) - split), role=role, rank=rank, label=example.label)
                 for whole, role, rank in zip(ended, roles, ranks, strict=True)
@@ -199,6 +233,20 @@ class Encoder:
             columns=example.columns,
         )
         return Encoded(tree, rendered, prompt_split=split < len(prompt), prompt_invented=split == 0)
+
+    def _prompt_mask(self, rendered: Rendered, size: int) -> tuple[bool, ...]:
+        """Return which of the prompt's `size` tokens are counted; in a turn are those that hold one of its characters."""
+        if not rendered.turns:
+            return (self.prompt_tokens == "all",) * size
+        if not self.tokenizer.is_fast:
+            raise ModelError(
+                "the tokens of earlier assistant turns are counted, and this tokenizer cannot say which characters a token stands "
+                "for; use one that has a tokenizer.json, or count the last turn only"
+            )
+        encoding = self.tokenizer(rendered.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return tuple(
+            any(start < end and first < stop for start, stop in rendered.turns) for first, end in encoding["offset_mapping"]
+        )
 
     def _with_special(self, ids: TokenIds, rendered: Rendered) -> TokenIds:
         before = () if rendered.chat else self.before_text

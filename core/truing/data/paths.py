@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,11 @@ def local_path(name: str, base_dir: Path) -> Path | None:
         return next((path for path in (base_dir / written, written) if path.exists()), None)
     except OSError:  # longer than a file's name can be
         return None
+
+
+def cache_folder() -> Path:
+    """Return where files are that may be deleted at any time: what `TRUING_CACHE` names, or ~/.cache/truing."""
+    return Path(os.environ.get("TRUING_CACHE") or Path.home() / ".cache" / "truing")
 
 
 def may_be_hub_id(name: str) -> bool:

@@ -23,7 +23,7 @@ from truing.data.strategies import FunctionStrategy
 from truing.data.tree import PromptTree
 from truing.data.watch import Watch
 from truing.errors import ConfigError, DataError, RowError
-from truing.loss import Layout
+from truing.loss import Layout, PromptTokens
 
 if TYPE_CHECKING:
     import datasets
@@ -42,11 +42,13 @@ def prepare(
     context_length: int | None,
     base_dir: Path,
     config: Any = None,
+    prompt_tokens: PromptTokens = "none",
     keep_text: bool = False,
 ) -> tuple[TreeDataset, DataReport]:
     """Return the prompt trees of all datasets, and what became of their rows.
 
-    `config` is what a user's function gets as `cfg`; `keep_text` keeps every prompt's text for TreeDataset.text.
+    `config` is what a user's function gets as `cfg`; `prompt_tokens` says which tokens of prompts are counted; `keep_text` keeps
+    every prompt's text for TreeDataset.text.
 
     Several datasets follow each other. Where they carry `weight`, one epoch is the longest mixture that repeats no row: dataset i
     of n_i rows has the share w_i = weight_i / sum of weights, and gives floor(w_i * N) of its rows, drawn without replacement
@@ -57,7 +59,7 @@ def prepare(
         lacking = ", ".join(describe(source) for source in sources if source.weight is None)
         raise ConfigError(f"data: some datasets have a weight, but not {lacking}; give every one a weight to mix them, or none")
     settings = SimpleNamespace(trainer=trainer, data=tuple(sources)) if config is None else config
-    maker = _TreeMaker.create(layout, tokenizer, trainer, context_length, keep_text=keep_text)
+    maker = _TreeMaker.create(Encoder(tokenizer, layout, prompt_tokens), trainer, context_length, keep_text=keep_text)
     ends = []
     for index, source in enumerate(sources):
         parse = _bind(source.format, layout, settings, index, tokenizer)
@@ -78,10 +80,11 @@ def prepare_rows(
     trainer: TrainerConfig,
     context_length: int | None,
     config: Any = None,
+    prompt_tokens: PromptTokens = "none",
     on_bad_row: Literal["error", "skip"] = "error",
 ) -> tuple[TreeDataset, DataReport]:
     """Return the prompt trees of rows that are in memory, as `prepare` does for those of files."""
-    maker = _TreeMaker.create(layout, tokenizer, trainer, context_length)
+    maker = _TreeMaker.create(Encoder(tokenizer, layout, prompt_tokens), trainer, context_length)
     settings = SimpleNamespace(trainer=trainer, data=()) if config is None else config
     watch = Watch()
     watch_files_of(rows, watch)
@@ -144,15 +147,7 @@ class _TreeMaker:
     """Of each tree the number of the row that it was made of."""
 
     @classmethod
-    def create(
-        cls,
-        layout: Layout,
-        tokenizer: PreTrainedTokenizerBase,
-        trainer: TrainerConfig,
-        context_length: int | None,
-        *,
-        keep_text: bool = False,
-    ) -> _TreeMaker:
+    def create(cls, encoder: Encoder, trainer: TrainerConfig, context_length: int | None, *, keep_text: bool = False) -> _TreeMaker:
         longest, longest_prompt = trainer.max_length or context_length, trainer.max_prompt_length
         if longest and context_length and longest > context_length:
             raise ConfigError(
@@ -163,7 +158,7 @@ class _TreeMaker:
                 f"trainer.max_prompt_length is {longest_prompt}, which leaves no room for a response within {longest} tokens"
             )
         report = DataReport(max_length=longest, max_prompt_length=longest_prompt)
-        return cls(Encoder(tokenizer, layout), trainer.excess_length, report, TreeDataset(layout), keep_text)
+        return cls(encoder, trainer.excess_length, report, TreeDataset(encoder.layout), keep_text)
 
     def add(self, rows: Iterable[Row], parse: Parse, on_bad_row: Literal["error", "skip"]) -> None:
         """Read, encode and keep rows, some hundreds at a time, for tokenizers are faster on many texts."""
@@ -229,9 +224,7 @@ class _TreeMaker:
     def _fit(self, tree: PromptTree, where: str) -> PromptTree | None:
         """Return the tree within the limits, or None where it is to be dropped; what is yet to be sampled takes one token."""
         if self.report.max_prompt_length:
-            tree = attrs.evolve(
-                tree, prompt_ids=_keep_end(tree.prompt_ids, self.report.max_prompt_length, self.encoder.tokenizer.bos_token_id)
-            )
+            tree = _keep_end(tree, self.report.max_prompt_length, self.encoder.tokenizer.bos_token_id)
         longest = self.report.max_length
         length = len(tree.prompt_ids) + max((len(branch.token_ids) for branch in tree.branches), default=1)
         if longest is None or length <= longest:
@@ -281,8 +274,13 @@ def _all_or_none(examples: Sequence[Example] | RowError, encoded: Iterator[Encod
     return trees
 
 
-def _keep_end(ids: tuple[int, ...], most: int, bos: int | None) -> tuple[int, ...]:
-    if len(ids) <= most:
-        return ids
-    first = ids[:1] if ids[0] == bos else ()
-    return first + ids[len(ids) - most + len(first) :]
+def _keep_end(tree: PromptTree, most: int, bos: int | None) -> PromptTree:
+    """Return the tree with the last `most` tokens of its prompt, of which the first is the beginning token if it was there."""
+    ids, mask = tree.prompt_ids, tree.prompt_mask
+    start = len(ids) - most
+    if start <= 0:
+        return tree
+    first = ids[0] if ids[0] == bos else ids[start]
+    # nothing predicts the first
+    kept = (False, *mask[start + 1 :]) if any(mask[start + 1 :]) else ()
+    return attrs.evolve(tree, prompt_ids=(first, *ids[start + 1 :]), prompt_mask=kept)

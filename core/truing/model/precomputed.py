@@ -23,6 +23,7 @@ from torch import Tensor
 
 from truing.data.batch import TreeBatch, collate
 from truing.data.packing import pack
+from truing.data.paths import cache_folder
 from truing.data.tree import PromptTree, Trees, in_chunks
 from truing.model.digest import digest
 from truing.model.mapped import own
@@ -113,8 +114,7 @@ def reference_file(reference: LiveReference, policy: Policy, trees: Trees, preci
         precision,
         str(policy.own_logits),
     ]
-    folder = Path(os.environ.get("TRUING_CACHE") or Path.home() / ".cache" / "truing")
-    return folder / "references" / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.safetensors"
+    return cache_folder() / "references" / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.safetensors"
 
 
 _NOT_NUMBERS = {"_name_or_path", "transformers_version", "use_cache", "architectures", "_attn_implementation"}

@@ -13,7 +13,7 @@ import attrs
 from truing.data.example import DatasetStrategy
 from truing.dialect import Dialect
 from truing.errors import PluginError
-from truing.loss import Layout, Loss, Needs, OnlineLoss
+from truing.loss import Layout, Loss, Needs, OnlineLoss, prompt_tokens_of
 from truing.rewards import Reward
 from truing.rollout import Rollout
 
@@ -129,6 +129,7 @@ def _check_loss(cls: type) -> None:
         raise PluginError(f'`scope` is {scope!r}; it must be "example" (the default of truing.Loss) or "step"')
     _check_callable(cls, "__call__", Loss, "__call__(self, inputs: LossInputs) -> LossOutput")
     _check_needs(cls, "needs", Loss)
+    _check_prompt_tokens(cls)
     if layout is Layout.ROLLOUT:
         _check_callable(
             cls, "advantages", OnlineLoss, "advantages(self, rollouts: LossInputs) -> Advantages, which ROLLOUT methods need"
@@ -162,8 +163,7 @@ def _check_rollout(cls: type) -> None:
 
 def _check_dialect(cls: type) -> None:
     _check_callable(cls, "translate", Dialect, "translate(self, values) -> the values of a Truing configuration")
-    required = [field.name for field in attrs.fields(cls) if field.init and field.default is attrs.NOTHING]
-    if required:
+    if required := _required(cls):
         raise PluginError(
             f"field {required[0]!r} has no default; give it one, for `truing convert` makes dialects without settings"
         )
@@ -192,10 +192,20 @@ def _check_callable(cls: type, member: str, protocol: type, signature: str) -> N
 def _check_needs(cls: type, member: str, protocol: type) -> None:
     if _own(cls, member, protocol) is None:
         raise PluginError(f"`{member}` is missing; define it as a property that returns a truing.Needs")
-    fields = attrs.fields(cls)
-    if any(field.init and field.default is attrs.NOTHING for field in fields):
+    if _required(cls):
         return  # only an instance knows, and nobody has given the values that it takes to make one
     with isolated(f"`{member}` failed with the default settings", "make it work with them"):
         needs = getattr(cls(), member)
     if not isinstance(needs, Needs):
         raise PluginError(f"`{member}` is {needs!r}; it must be a truing.Needs, such as Needs.REFERENCE_LOGPS or Needs.NOTHING")
+
+
+def _check_prompt_tokens(cls: type) -> None:
+    if not _required(cls):
+        with isolated("`prompt_tokens` failed with the default settings", "make it work with them"):
+            prompt_tokens_of(cls())
+
+
+def _required(cls: type) -> list[str]:
+    """Return the settings without which no instance can be made."""
+    return [field.name for field in attrs.fields(cls) if field.init and field.default is attrs.NOTHING]

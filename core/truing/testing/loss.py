@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from truing.loss import POLICY_FIELDS, Layout, Loss, LossInputs, LossOutput, Needs, Term
+from truing.errors import PluginError
+from truing.loss import POLICY_FIELDS, Layout, Loss, LossInputs, LossOutput, Needs, Term, prompt_tokens_of
 from truing.testing.advantages import check_advantages, with_advantages
 from truing.testing.calculation import Calculation, close, same_value
 from truing.testing.inputs import fake_inputs, take_trees
@@ -37,6 +38,7 @@ def check_loss(loss: Loss | type[Loss], *, gradcheck: bool = True, group_relativ
         make=lambda needs: _batch(method, needs),
         call=lambda inputs: _sums(method, inputs),
     )
+    _check_prompt_tokens(method)
     if method.layout is Layout.ROLLOUT:
         check_advantages(method, _state(method), group_relative=group_relative)
     calculation.check()
@@ -81,6 +83,13 @@ def _named(output: LossOutput) -> dict[str, Term]:
 
 def _sums(loss: Any, inputs: LossInputs) -> dict[str, Tensor]:
     return {title: term.weight * term.values.detach().sum() for title, term in _named(_call(loss, inputs)).items()}
+
+
+def _check_prompt_tokens(loss: Any) -> None:
+    try:
+        prompt_tokens_of(loss)
+    except PluginError as error:
+        raise AssertionError(str(error)) from error
 
 
 def _check_terms(loss: Any, inputs: LossInputs) -> None:

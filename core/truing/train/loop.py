@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from truing.config import TrainConfig
+from truing.config import TrainConfig, dump_config
 from truing.model.attention import use_own_attention
 from truing.model.loading import disable_checkpointing
-from truing.redact import redacted
 from truing.train.card import model_card
 from truing.train.console import Reporter
 from truing.train.given import Given
@@ -30,6 +29,7 @@ from truing.train.saving import Saver, restore
 from truing.train.setup import set_up
 from truing.train.state import TrainState
 from truing.train.step import evaluate, train_step
+from truing.train.trackers import end_trackers, start_trackers, track
 
 
 def train(
@@ -47,8 +47,10 @@ def train(
         with run.reporter, InterruptSignal() as signal:
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
-            if config.trainer.report_to:
-                run.accelerator.init_trackers("truing", config=redacted({"method": config.method.name, "model": config.model.name}))
+            if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
+                run_dir.write_config(dump_config(config))
+                run_dir.write_environment(**run.environment)
+            start_trackers(run)
             _steps(run, signal)
             _finish(run)
         return run.state
@@ -107,8 +109,7 @@ def _record(run: Run, values: dict[str, float]) -> None:
         if error is not None:
             run.reporter.warn(f"metrics.jsonl cannot be written ({error}); tried again with the next line")
         run.reporter.logged(line)
-    if run.trainer.report_to:
-        run.accelerator.log(values, step=run.state.step)
+    track(run, values)
 
 
 def _peak_megabytes(run: Run) -> float:
@@ -129,8 +130,7 @@ def _finish(run: Run) -> None:
     if run.accelerator.is_main_process:
         run.run_dir.replace_model(lambda folder: _write_model(run, folder, weights))
     run.accelerator.wait_for_everyone()
-    if run.trainer.report_to:
-        run.accelerator.end_training()
+    end_trackers(run)
     run.reporter.measured(f"done: {state.step} steps, ", state.metrics)
     run.reporter.say(f"model: {run.run_dir.model}")
 

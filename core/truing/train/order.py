@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import attrs
 import torch
+from torch import Tensor
 
 
 @attrs.frozen
@@ -29,7 +30,8 @@ class DataOrder:
     def samples(self, step: int) -> list[int]:
         """Return the samples of a step (counted from 0) of all ranks together."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        return _permutation(self.size, self.seed, epoch)[index * self.per_step : (index + 1) * self.per_step]
+        samples: list[int] = _permutation(self.size, self.seed, epoch)[index * self.per_step : (index + 1) * self.per_step].tolist()
+        return samples
 
     def epoch_after(self, steps: int) -> float:
         """Return how many passes over the data `steps` steps make."""
@@ -38,7 +40,6 @@ class DataOrder:
 
 
 @lru_cache(maxsize=2)
-def _permutation(size: int, seed: int, epoch: int) -> list[int]:
+def _permutation(size: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order: list[int] = torch.randperm(size, generator=generator).tolist()
-    return order
+    return torch.randperm(size, generator=generator)

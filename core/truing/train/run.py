@@ -45,6 +45,8 @@ class Run:
     reporter: Reporter
     identity: Mapping[str, Any]
     """What a checkpoint must share with the run that resumes from it."""
+    environment: Mapping[str, Any]
+    """What environment.json says beside versions and machine."""
 
     @property
     def trainer(self) -> TrainerConfig:

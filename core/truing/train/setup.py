@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from truing.config import DataConfig, TrainConfig, dump_config
+from truing.config import DataConfig, TrainConfig
 from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError, first_line
-from truing.loss import Needs
+from truing.loss import Needs, prompt_tokens_of
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
@@ -93,7 +93,6 @@ def set_up(
     reference = None if Needs.REFERENCE_LOGPS not in config.method.needs else _reference(wrapped, start)
     if accelerator.is_main_process:
         run_dir.require_space(_bytes_to_write(policy))
-        _describe(run_dir, config, accelerator, data, choice, identity)
     return _with_references(
         Run(
             config=config,
@@ -110,6 +109,7 @@ def set_up(
             total_steps=total_steps,
             state=state,
             identity=identity,
+            environment=_environment(config, accelerator, data, choice, identity),
             run_dir=run_dir,
             reporter=reporter,
         )
@@ -149,6 +149,7 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
             "trainer": config.trainer,
             "context_length": context_length(model),
             "config": config,
+            "prompt_tokens": prompt_tokens_of(config.method),
         }
         if rows is not None:
             source = (sources or config.data)[0]
@@ -280,16 +281,15 @@ def _bytes_to_write(policy: Policy) -> int:
     return sum(size * (4 if trained else 1) for size, trained in sizes)
 
 
-def _describe(
-    run_dir: RunDir, config: TrainConfig, accelerator: Accelerator, data: Data, choice: ForwardChoice, identity: Mapping[str, Any]
-) -> None:
-    run_dir.write_config(dump_config(config))
-    run_dir.write_environment(
-        seed=config.trainer.seed,
-        processes=accelerator.num_processes,
-        device=accelerator.device,
-        forward=choice.reason,
-        data=data.report.as_dict(),
-        eval_data=data.eval_report.as_dict() if data.eval_report else None,
-        identity=identity,
-    )
+def _environment(
+    config: TrainConfig, accelerator: Accelerator, data: Data, choice: ForwardChoice, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "seed": config.trainer.seed,
+        "processes": accelerator.num_processes,
+        "device": accelerator.device,
+        "forward": choice.reason,
+        "data": data.report.as_dict(),
+        "eval_data": data.eval_report.as_dict() if data.eval_report else None,
+        "identity": identity,
+    }
