@@ -31,9 +31,10 @@ class Preference(DatasetStrategy):
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the pair, with its `margin` where the row has one."""
         prompt, chosen, rejected = _read_pair(row)
-        margin = col.read_number(row, "margin") if row.get("margin") is not None else None
         extra = col.others(row, "prompt", "chosen", "rejected", "margin", "tools")
-        return Example(prompt=prompt, responses=(chosen, rejected), margin=margin, tools=col.read_tools(row), columns=extra)
+        return Example(
+            prompt=prompt, responses=(chosen, rejected), margin=col.read_margin(row), tools=col.read_tools(row), columns=extra
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -106,7 +107,7 @@ class ResponseText(DatasetStrategy):
             col.same_kind(prompt, response, column)
             used.append("prompt")
         elif column == "messages":
-            prompt, response = _split_conversation(row[column], column)
+            prompt, response = col.split_conversation(row[column], column)
         else:
             prompt, response = "", col.read_string(row, column)
         return Example(prompt=prompt, responses=(response,), tools=col.read_tools(row), columns=col.others(row, *used))
@@ -123,7 +124,7 @@ class Passthrough(DatasetStrategy):
         """Return the pair."""
         prompt = col.read_string(row, "prompt", may_be_empty=True)
         chosen, rejected = col.read_string(row, "chosen"), col.read_string(row, "rejected")
-        _differ(chosen, rejected)
+        col.check_differ(chosen, rejected)
         extra = col.others(row, "prompt", "chosen", "rejected")
         return Example(prompt=prompt, responses=(chosen, rejected), add_eos=False, columns=extra)
 
@@ -155,10 +156,7 @@ class Ranked(DatasetStrategy):
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the answers, best first, with ranks counted from 0 without gaps."""
         prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
-        answers = col.read(row, "answers")
-        if not isinstance(answers, (list, tuple)) or len(answers) < 2:
-            raise RowError(f"column 'answers' must be a list of two or more {{answer, rank}}, got {col.shorten(answers)}")
-        ranked = sorted((_read_answer(answer, index, prompt) for index, answer in enumerate(answers)), key=lambda pair: pair[0])
+        ranked = col.read_answers(row, "answers", prompt)
         order = sorted({rank for rank, _ in ranked})
         responses = tuple(response for _, response in ranked)
         for index, response in enumerate(responses):
@@ -268,7 +266,7 @@ def _read_pair(row: Mapping[str, Any]) -> tuple[Text, Text, Text]:
     sides = col.check_response(chosen, "chosen"), col.check_response(rejected, "rejected")
     for side, column in zip(sides, ("chosen", "rejected"), strict=True):
         col.same_kind(prompt, side, column)
-    _differ(*sides)
+    col.check_differ(*sides)
     return prompt, *sides
 
 
@@ -299,42 +297,4 @@ def _split_pair(chosen: Any, rejected: Any) -> tuple[Text, Text, Text]:
         raise RowError(
             "column 'prompt' is missing; it is optional only where chosen and rejected are lists of messages that begin alike"
         )
-    sides = _check_conversation(chosen, "chosen"), _check_conversation(rejected, "rejected")
-    if sides[0][:-1] != sides[1][:-1]:
-        raise RowError("chosen and rejected must be the same messages up to the last one, for that is the prompt, and they are not")
-    _differ(sides[0][-1:], sides[1][-1:])
-    if len(sides[0]) == 1:
-        raise RowError("column 'prompt' is missing, and chosen and rejected are one message each: there is nothing to answer")
-    return col.check_prompt(sides[0][:-1], "chosen"), sides[0][-1:], sides[1][-1:]
-
-
-def _split_conversation(messages: Any, column: str) -> tuple[Text, Text]:
-    turns = _check_conversation(messages, column)
-    if len(turns) == 1:
-        raise RowError(f"column {column!r} is one message, the assistant's: there is nothing to answer")
-    return turns[:-1], turns[-1:]
-
-
-def _check_conversation(messages: Any, column: str) -> tuple[Message, ...]:
-    turns = col.check_messages(messages, column)
-    if turns[-1]["role"] != "assistant":
-        raise RowError(f"the last message of column {column!r} must be the assistant's, got role {turns[-1]['role']!r}")
-    col.check_reply(turns[-1], column)
-    return turns
-
-
-def _differ(chosen: Text, rejected: Text) -> None:
-    if chosen == rejected:
-        raise RowError(f"chosen equals rejected ({col.shorten(chosen)}); a pair needs two different responses")
-
-
-def _read_answer(answer: Any, index: int, prompt: Text) -> tuple[float, Text]:
-    place = f"answers[{index}]"
-    if not isinstance(answer, Mapping) or not {"answer", "rank"} <= set(answer):
-        raise RowError(f"{place} must be {{answer, rank}}, got {col.shorten(answer)}")
-    rank, text = col.read_number(answer, "rank"), answer["answer"]
-    if isinstance(text, str) and not isinstance(prompt, str):
-        text = [{"role": "assistant", "content": text}]
-    response = col.check_response(text, f"{place}.answer")
-    col.same_kind(prompt, response, f"{place}.answer")
-    return rank, response
+    return col.split_pair(chosen, rejected)
