@@ -138,16 +138,29 @@ def check_differ(chosen: Text, rejected: Text) -> None:
         raise RowError(f"chosen equals rejected ({shorten(chosen)}); a pair needs two different responses")
 
 
+def check_conversation(value: Any, column: str) -> tuple[Message, ...]:
+    """Return messages of which the last is the assistant's, and says something. Raises RowError."""
+    messages = check_messages(value, column)
+    if messages[-1]["role"] != "assistant":
+        raise RowError(f"the last message of column {column!r} must be the assistant's, got role {messages[-1]['role']!r}")
+    check_reply(messages[-1], column)
+    return messages
+
+
+def split_conversation(value: Any, column: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """Return what comes before the last message, the assistant's, and that message. Raises RowError."""
+    messages = check_conversation(value, column)
+    if len(messages) == 1:
+        raise RowError(f"column {column!r} is one message, the assistant's: there is nothing to answer")
+    return messages[:-1], messages[-1:]
+
+
 def split_pair(chosen: Any, rejected: Any, columns: tuple[str, str] = ("chosen", "rejected")) -> tuple[Text, Text, Text]:
     """Return prompt, chosen and rejected of two conversations that differ in their last message, the assistant's.
 
     Raises RowError, with the names of the columns, where they are something else.
     """
-    sides = check_messages(chosen, columns[0]), check_messages(rejected, columns[1])
-    for side, column in zip(sides, columns, strict=True):
-        if side[-1]["role"] != "assistant":
-            raise RowError(f"the last message of column {column!r} must be the assistant's, got role {side[-1]['role']!r}")
-        check_reply(side[-1], column)
+    sides = check_conversation(chosen, columns[0]), check_conversation(rejected, columns[1])
     if sides[0][:-1] != sides[1][:-1]:
         raise RowError(
             f"{' and '.join(columns)} must be the same messages up to the last one, for that is the prompt, and they are not"

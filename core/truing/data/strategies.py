@@ -70,6 +70,50 @@ class PromptText(DatasetStrategy):
 
 
 @attrs.frozen(kw_only=True)
+class PreferenceChosen(DatasetStrategy):
+    """The prompt and the chosen side of a `preference` row."""
+
+    name: ClassVar[str] = "preference"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the chosen response alone."""
+        pair = Preference().parse(row)
+        return attrs.evolve(pair, responses=pair.responses[:1], margin=None)
+
+
+@attrs.frozen(kw_only=True)
+class ResponseText(DatasetStrategy):
+    """Columns prompt and completion, as text or as messages; or messages, of which the last is the assistant's; or text alone.
+
+    The first of completion, messages and text that a row has is read.
+    """
+
+    name: ClassVar[str] = "text"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the prompt, which is empty for text alone, and the response."""
+        column = next((column for column in ("completion", "messages", "text") if row.get(column) is not None), None)
+        if column is None:
+            columns = ", ".join(map(repr, row)) or "none"
+            raise RowError(
+                f"the row has no column 'completion' (beside 'prompt'), 'messages' or 'text' with a value; it has {columns}: "
+                "rename a column, or choose the format that fits"
+            )
+        used = [column, "tools"]
+        if column == "completion":
+            prompt, response = col.check_prompt(col.read(row, "prompt"), "prompt"), col.check_response(row[column], column)
+            col.same_kind(prompt, response, column)
+            used.append("prompt")
+        elif column == "messages":
+            prompt, response = col.split_conversation(row[column], column)
+        else:
+            prompt, response = "", col.read_string(row, column)
+        return Example(prompt=prompt, responses=(response,), tools=col.read_tools(row), columns=col.others(row, *used))
+
+
+@attrs.frozen(kw_only=True)
 class Passthrough(DatasetStrategy):
     """Columns prompt (which may be empty), chosen and rejected: text that is used unchanged, without template or end token."""
 
@@ -123,7 +167,16 @@ class Ranked(DatasetStrategy):
         return Example(prompt=prompt, responses=responses, ranks=ranks, tools=col.read_tools(row), columns=extra)
 
 
-BUILTIN: list[type[DatasetStrategy]] = [Preference, PreferencePrompt, PromptText, Passthrough, Unpaired, Ranked]
+BUILTIN: list[type[DatasetStrategy]] = [
+    Preference,
+    PreferencePrompt,
+    PreferenceChosen,
+    PromptText,
+    ResponseText,
+    Passthrough,
+    Unpaired,
+    Ranked,
+]
 """The formats that core registers."""
 
 _FUNCTION_ROWS: Mapping[Layout, DatasetStrategy] = {
@@ -131,6 +184,7 @@ _FUNCTION_ROWS: Mapping[Layout, DatasetStrategy] = {
     Layout.LABELED: Unpaired(),
     Layout.RANKED: Ranked(),
     Layout.ROLLOUT: PromptText(),
+    Layout.SINGLE: ResponseText(),
 }
 
 
@@ -148,7 +202,9 @@ class FunctionStrategy:
 
     layouts: ClassVar[frozenset[Layout]] = frozenset(_FUNCTION_ROWS)
 
-    def bind(self, *, layout: Layout, config: Any, dataset_idx: int, tokenizer: Any) -> Callable[[Mapping[str, Any]], Example]:
+    def bind(
+        self, *, layout: Layout, config: Any, dataset_idx: int, tokenizer: Any
+    ) -> Callable[[Mapping[str, Any]], Example | Sequence[Example]]:
         """Call the user's function and return `parse` for the rows of one dataset.
 
         Raises ConfigError where the function cannot be found, loaded or called, or returns something else.
@@ -172,7 +228,7 @@ class FunctionStrategy:
             raise ConfigError(f'data.format {self.name}: remove_columns must be a list of columns or "__all__", got {removed!r}')
         passed = {key: tokenizer for key in ("tokenizer", "processing_class") if key in _parameters(transform)}
 
-        def parse(row: Mapping[str, Any]) -> Example:
+        def parse(row: Mapping[str, Any]) -> Example | Sequence[Example]:
             try:
                 changed = transform(copy.deepcopy(dict(row)), **passed)
             except RowError:

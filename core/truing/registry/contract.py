@@ -147,7 +147,7 @@ def _check_strategy(cls: type) -> None:
     layouts = getattr(cls, "layouts", None)
     if not (isinstance(layouts, frozenset) and layouts and all(isinstance(layout, Layout) for layout in layouts)):
         raise PluginError(f"`layouts` is {layouts!r}; it must be a frozenset of Layout, such as frozenset({{Layout.PAIRED}})")
-    _check_callable(cls, "parse", DatasetStrategy, "parse(self, row) -> Example")
+    _check_callable(cls, "parse", DatasetStrategy, "parse(self, row) -> Example, or a list of them")
 
 
 def _check_reward(cls: type) -> None:

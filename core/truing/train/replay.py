@@ -93,7 +93,9 @@ def _data(config: TrainConfig, skipped: SkippedStep) -> Data:
     trees = TreeDataset(config.method.layout)
     for tree in skipped.trees:
         trees.append(tree)
-    return Data(trees=trees, report=DataReport(rows_read=len(trees), rows_kept=len(trees)), eval_trees=None, eval_report=None)
+    count = len(trees)
+    report = DataReport(rows_read=count, rows_kept=count, samples_read=count, samples_kept=count)
+    return Data(trees=trees, report=report, eval_trees=None, eval_report=None)
 
 
 def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
