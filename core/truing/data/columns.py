@@ -132,10 +132,10 @@ def same_kind(prompt: Text, response: Text, column: str) -> None:
         raise RowError(f"the prompt is {kinds[0]} and column {column!r} is {kinds[1]}; make both text, or both messages")
 
 
-def check_differ(chosen: Text, rejected: Text) -> None:
-    """Raise RowError where both sides of a pair are the same."""
+def check_differ(chosen: Text, rejected: Text, columns: tuple[str, str] = ("chosen", "rejected")) -> None:
+    """Raise RowError, with the names of the columns, where both sides of a pair are the same."""
     if chosen == rejected:
-        raise RowError(f"chosen equals rejected ({shorten(chosen)}); a pair needs two different responses")
+        raise RowError(f"{' equals '.join(columns)} ({shorten(chosen)}); a pair needs two different responses")
 
 
 def check_conversation(value: Any, column: str) -> tuple[Message, ...]:
@@ -155,7 +155,9 @@ def split_conversation(value: Any, column: str) -> tuple[tuple[Message, ...], tu
     return messages[:-1], messages[-1:]
 
 
-def split_pair(chosen: Any, rejected: Any, columns: tuple[str, str] = ("chosen", "rejected")) -> tuple[Text, Text, Text]:
+def split_pair(
+    chosen: Any, rejected: Any, columns: tuple[str, str] = ("chosen", "rejected")
+) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
     """Return prompt, chosen and rejected of two conversations that differ in their last message, the assistant's.
 
     Raises RowError, with the names of the columns, where they are something else.
@@ -165,10 +167,11 @@ def split_pair(chosen: Any, rejected: Any, columns: tuple[str, str] = ("chosen",
         raise RowError(
             f"{' and '.join(columns)} must be the same messages up to the last one, for that is the prompt, and they are not"
         )
-    check_differ(sides[0][-1:], sides[1][-1:])
+    check_differ(sides[0][-1:], sides[1][-1:], columns)
     if len(sides[0]) == 1:
         raise RowError(f"{' and '.join(columns)} are one message each: there is nothing to answer")
-    return check_prompt(sides[0][:-1], columns[0]), sides[0][-1:], sides[1][-1:]
+    check_prompt(sides[0][:-1], columns[0])
+    return sides[0][:-1], sides[0][-1:], sides[1][-1:]
 
 
 def read_label(row: Mapping[str, Any], column: str) -> tuple[bool, tuple[str, ...]]:
