@@ -46,6 +46,10 @@ class DatasetStrategy(Protocol):
     """Reads one row of a dataset: an attrs class of settings such as column names.
 
     A name may serve several layouts with different columns: one class each, unique per name and layout.
+
+    Optional: a class method `recognises(row) -> bool`, which says whether a row is one of this format's and could be no other's.
+    Where a configuration names no format, the one of those for the method's layout that recognises the first row is taken. It
+    is quick, looks at columns and their types only, and says False where the user must choose: between markups, say.
     """
 
     name: ClassVar[str]
