@@ -37,6 +37,7 @@ class SpelledBase(DatasetStrategy):
     roles: Mapping[str, tuple[str, ...]] = setting(
         factory=dict, help="The data's names of each role: {user: [customer], assistant: [agent]}; ours, human and gpt are known."
     )
+
     def __attrs_post_init__(self) -> None:
         self.spelling  # noqa: B018  # what is wrong with it is said when the settings are read
 

@@ -40,9 +40,7 @@ def with_formats(
             return source
         row = _first_row(source, config.base_dir, given)
         strategy = choose_format(row, config.method.layout, known, f"{key}.format")
-        lines.append(
-            f"format: {strategy.name}, chosen by the columns {_listed(row)} of {key}; set {key}.format to say otherwise"
-        )
+        lines.append(f"format: {strategy.name}, chosen by the columns {_listed(row)} of {key}; set {key}.format to say otherwise")
         return attrs.evolve(source, format=strategy)
 
     data = tuple(resolve(source, "data", rows) for source in config.data)

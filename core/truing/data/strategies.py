@@ -126,7 +126,7 @@ class ResponseText(DatasetStrategy):
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
-        """Return whether a row has prompt and completion, or messages, or text alone, and no label or pair, which may be bad text."""
+        """Return whether a row has prompt and completion, or messages, or text alone, and nothing that says it may be bad."""
         column = first_of(row, "completion", "messages", "text")
         alone = row.get("prompt") is None
         fits = {"completion": not alone, "messages": alone and is_messages(row.get("messages")), "text": alone}

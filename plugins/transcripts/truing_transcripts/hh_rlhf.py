@@ -68,7 +68,9 @@ class TranscriptPrompt(TranscriptPair):
         messages = read_transcript(row, self.field_chosen)
         prompt = messages[:-1] if messages[-1]["role"] == "assistant" else messages
         if not prompt or prompt[-1]["role"] == "assistant":
-            raise RowError(f"column {self.field_chosen!r} has no turn of Human before the last of Assistant: there is nothing to answer")
+            raise RowError(
+                f"column {self.field_chosen!r} has no turn of Human before the last of Assistant: there is nothing to answer"
+            )
         return Example(prompt=prompt, columns=col.others(row, self.field_chosen, self.field_rejected, "margin"))
 
 
