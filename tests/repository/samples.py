@@ -13,11 +13,12 @@
     ```
 
 FORMAT is what `data.format` takes in YAML: a name, a mapping with settings, or a list of either, all of which read the row alike.
-Of several layouts the text is that of the first; ROLLOUT has its prompt alone, and SINGLE all but the label.
+Of several layouts the text is that of the first; ROLLOUT has its prompt alone, and SINGLE prompt and chosen, or completion.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,7 @@ def read_samples(registry: Registry) -> list[Sample]:
     found = list(blocks(PAGE))
     return [
         Sample(block.place, layout, make(registry, layout, wanted), json.loads(block.text), _parts(result.text, layout))
-        for block, result in zip(found, found[1:], strict=False)
+        for block, result in itertools.pairwise(found)
         if block.kind == "sample"
         for layout, wanted in _named(block.argument)
     ]
@@ -81,9 +82,13 @@ def make(registry: Registry, layout: Layout, wanted: Any) -> Any:
 
 
 def _parts(text: str, layout: Layout) -> tuple[tuple[str, str], ...]:
-    parts = re.findall(r"^── (.*)\n(.*?)\n(?=── |\Z)", text, re.M | re.S)
-    left_out = {Layout.ROLLOUT: ("chosen", "rejected", "completion", "label"), Layout.SINGLE: ("label",)}.get(layout, ())
-    return tuple((name, part) for name, part in parts if name not in left_out)
+    parts = re.findall(r"^── ([^\n]*)\n(.*?)\n(?=── |\Z)", text, re.M | re.S)
+    if layout is Layout.ROLLOUT:
+        return tuple((name, part) for name, part in parts if name == "prompt")
+    if layout is Layout.SINGLE:
+        kept = {"prompt": "prompt", "chosen": "completion", "completion": "completion"}
+        return tuple((kept[name], part) for name, part in parts if name in kept)
+    return tuple(parts)
 
 
 def show(examples: Example | Sequence[Example], layout: Layout) -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,8 @@
 | `family.ultra` | system?, prompt | the last assistant messages of chosen and of rejected |
 | `family.argilla_chat` | the messages of chosen but its last | the last messages of chosen and of rejected |
 
-The formats for one response read its column completion instead of a pair's, and label where the method needs one.
+The formats for labels read the columns completion and label instead of a pair's; those for single responses read completion, or a
+pair's better one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,19 @@ class _Written(DatasetStrategy):
         if len(written) == 2:
             col.check_differ(*written)
         return Example(prompt=prompt, responses=written, turn_end=self.family.end, **more)
+
+    def _read_answer(self, row: Mapping[str, Any], column: str, before: str) -> tuple[str, str]:
+        """Return prompt and response of a conversation, of which the column `before` may hold all but the response."""
+        *turns, reply = self.family.read_turns(row, column)
+        if reply["role"] != "assistant":
+            raise RowError(f"the last message of column {column!r} must be the assistant's, got role {reply['role']!r}")
+        if before != column and row.get(before) is not None:
+            asked = _without_answer(self.family.read_turns(row, before))
+            if turns and turns != asked:
+                raise RowError(f"{before} and {column} differ in the messages before the response; give them in one of the columns")
+            turns = asked
+        prompt = self.family.write_prompt(_answerable(turns, f"{before} and {column} together"))
+        return prompt, col.check_string(reply["content"], column)
 
 
 @attrs.frozen(kw_only=True)
@@ -90,6 +104,8 @@ class _LastAssistantPair(_QuestionPair):
     """A question, and two conversations of which the last assistant message is the answer"""
 
     def _read_response(self, row: Mapping[str, Any], column: str) -> str:
+        if isinstance(row[column], str):
+            return super()._read_response(row, column)
         answers = [message for message in self.family.read_turns(row, column) if message["role"] == "assistant"]
         if not answers:
             raise RowError(f"column {column!r} has no assistant message, and the last of them is the response")
@@ -110,29 +126,41 @@ class _QuestionAlone(_QuestionPair):
 
 
 @attrs.frozen(kw_only=True)
-class _QuestionAnswer(_Question):
-    """A question and an answer as text"""
+class _QuestionAnswer(_QuestionPair):
+    """A question and an answer as text, or the better one of a pair"""
 
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
-    field_completion: str = setting("completion", help="Column of the response.")
+    field_completion: str = setting("completion", help="Column of the response; where it is missing or null, the better one's.")
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt and its response."""
         prompt, asked, notes = self._read_prompt(row)
-        completion = col.read_string(row, self.field_completion)
-        return self._example(prompt, completion, columns=col.others(row, *asked, self.field_completion), notes=notes)
+        answers = (self.field_completion, *_names(self.field_chosen))
+        answer, more = col.first_present(row, answers)
+        extra = col.others(row, *asked, *answers, *_names(self.field_rejected), "margin")
+        return self._example(prompt, self._read_response(row, answer), columns=extra, notes=(*notes, *more))
 
 
 @attrs.frozen(kw_only=True)
-class _QuestionLabel(_QuestionAnswer):
+class _LastAssistantAnswer(_QuestionAnswer, _LastAssistantPair):
+    """A question and an answer as text, or the last assistant message of the better one of two conversations"""
+
+
+@attrs.frozen(kw_only=True)
+class _QuestionLabel(_Question):
     """A question, an answer as text, and whether the answer is desirable"""
 
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.LABELED})
+    field_completion: str = setting("completion", help="Column of the response.")
     field_label: str = setting("label", help="Column that says whether the response is desirable: true or false.")
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the labelled response."""
-        return _labelled(super().parse(row), row, self.field_label)
+        prompt, asked, notes = self._read_prompt(row)
+        completion = col.read_string(row, self.field_completion)
+        label, more = col.read_label(row, self.field_label)
+        extra = col.others(row, *asked, self.field_completion, self.field_label)
+        return self._example(prompt, completion, label=label, columns=extra, notes=(*notes, *more))
 
 
 @attrs.frozen(kw_only=True)
@@ -164,68 +192,59 @@ class _ChatAlone(_ChatPair):
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt alone."""
-        prompt = self.family.write_prompt(_before_answer(self.family.read_turns(row, self.field_chosen), self.field_chosen))
+        prompt = self.family.write_prompt(
+            _answerable(_without_answer(self.family.read_turns(row, self.field_chosen)), self.field_chosen)
+        )
         return self._example(prompt, columns=col.others(row, self.field_chosen, self.field_rejected, "margin"))
 
 
 @attrs.frozen(kw_only=True)
-class _ChatAnswer(_Written):
-    """A conversation and its last message, in one column or in two"""
+class _ChatAnswer(_ChatPair):
+    """A conversation of which the last message is the answer, in one column or in two"""
 
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
-    field_chosen: str = setting("chosen", help="Column of the messages before the response; it may be missing or null.")
-    field_completion: str = setting("completion", help="Column of the assistant's message, or of the whole conversation.")
+    field_completion: str = setting(
+        "completion",
+        help="Column of the assistant's message, or of the whole conversation; where it is missing or null, the better one's.",
+    )
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt and its response."""
-        names = self.field_chosen, self.field_completion
-        *before, reply = self.family.read_turns(row, self.field_completion)
-        if reply["role"] != "assistant":
-            raise RowError(f"the last message of column {names[1]!r} must be the assistant's, got role {reply['role']!r}")
-        if row.get(self.field_chosen) is not None:
-            prompt = _before_answer(self.family.read_turns(row, self.field_chosen), self.field_chosen)
-            if before and tuple(before) != prompt:
-                raise RowError(
-                    f"{' and '.join(names)} have different messages before the response; give them in one of the columns"
-                )
-        elif before:
-            prompt = _answerable(before, self.field_completion)
-        else:
-            raise RowError(f"column {names[1]!r} is one message, and there is no column {names[0]!r} with those before it")
-        text = self.family.write_prompt(prompt)
-        return self._example(text, col.check_string(reply["content"], names[1]), columns=col.others(row, *names))
+        column = self.field_chosen if row.get(self.field_completion) is None else self.field_completion
+        extra = col.others(row, self.field_chosen, self.field_completion, self.field_rejected, "margin")
+        return self._example(*self._read_answer(row, column, self.field_chosen), columns=extra)
 
 
 @attrs.frozen(kw_only=True)
-class _ChatLabel(_ChatAnswer):
-    """A conversation and its last message, in one column or in two, and whether that message is desirable"""
+class _ChatLabel(_Written):
+    """A conversation of which the last message is the answer, in one column or in two, and whether that is desirable"""
 
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.LABELED})
+    field_chosen: str = setting("chosen", help="Column of the messages before the response; it may be missing or null.")
+    field_completion: str = setting("completion", help="Column of the assistant's message, or of the whole conversation.")
     field_label: str = setting("label", help="Column that says whether the response is desirable: true or false.")
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the labelled response."""
-        return _labelled(super().parse(row), row, self.field_label)
+        prompt, completion = self._read_answer(row, self.field_completion, self.field_chosen)
+        label, notes = col.read_label(row, self.field_label)
+        extra = col.others(row, self.field_chosen, self.field_completion, self.field_label)
+        return self._example(prompt, completion, label=label, columns=extra, notes=notes)
 
 
 def _names(columns: Columns) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else columns
 
 
-def _labelled(example: Example, row: Mapping[str, Any], column: str) -> Example:
-    label, notes = col.read_label(row, column)
-    return attrs.evolve(example, label=label, columns=col.others(example.columns, column), notes=(*example.notes, *notes))
+def _without_answer(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages without a last one of the assistant's."""
+    return list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
 
 
-def _before_answer(messages: Sequence[Message], column: str) -> tuple[Message, ...]:
-    """Return the messages without a last one of the assistant's. Raises RowError where that leaves none that can be answered."""
-    return _answerable(messages[:-1] if messages[-1]["role"] == "assistant" else messages, column)
-
-
-def _answerable(messages: Sequence[Message], column: str) -> tuple[Message, ...]:
+def _answerable(messages: Sequence[Message], where: str) -> Sequence[Message]:
     if not messages or messages[-1]["role"] == "assistant":
-        raise RowError(f"column {column!r} has no message of another role before the assistant's last: there is nothing to answer")
-    return tuple(messages)
+        raise RowError(f"{where} must have a message of another role before the assistant's last, for that is what is answered")
+    return messages
 
 
 _QUESTION: tuple[type[_Written], ...] = (_QuestionPair, _QuestionAlone, _QuestionAnswer)
@@ -242,7 +261,7 @@ _FORMATS: Mapping[str, tuple[tuple[type[_Written], ...], Mapping[str, Columns]]]
     ".icr": (_QUESTION, {"field_prompt": "input"}),
     ".intel": ((*_QUESTION, _QuestionLabel), {"field_prompt": "question"}),
     ".prompt_pairs": ((*_QUESTION, _QuestionLabel), {}),
-    ".ultra": ((_LastAssistantPair, _QuestionAlone, _QuestionAnswer, _QuestionLabel), {}),
+    ".ultra": ((_LastAssistantPair, _QuestionAlone, _LastAssistantAnswer, _QuestionLabel), {}),
     ".argilla_chat": ((_ChatPair, _ChatAlone, _ChatAnswer, _ChatLabel), {}),
 }
 """What a format's name ends with: its classes, one for each layout, and the columns that are not the classes' defaults."""
