@@ -74,9 +74,7 @@ def set_up(
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
     _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
-    config, chosen = with_formats(config, _load_registry, rows=given.dataset, eval_rows=given.eval_dataset)
-    reporter.say(*chosen)
-
+    config = _with_formats(config, given, reporter)
     tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
     data = data or _read_data(config, given, tokenizer, model)
@@ -127,8 +125,15 @@ def _claim(run_dir: RunDir, accelerator: Accelerator, *, resume: bool) -> None:
             run_dir.claim(resume=resume)
 
 
-def _load_registry() -> Registry:
-    return Registry.load(quiet=True)  # what is broken was said when the configuration was read
+def _with_formats(config: TrainConfig, given: Given, reporter: Reporter) -> TrainConfig:
+    """Return the configuration with a format for every dataset, and say which were chosen by looking at the data."""
+
+    def registry() -> Registry:
+        return Registry.load(quiet=True)  # what is broken was said when the configuration was read
+
+    config, chosen = with_formats(config, registry, rows=given.dataset, eval_rows=given.eval_dataset)
+    reporter.say(*chosen)
+    return config
 
 
 def make_source(trees: Trees, order: DataOrder) -> Source:
