@@ -9,7 +9,8 @@ import pytest
 
 from truing.data.encode import Encoded, Encoder
 from truing.data.example import Example, Message
-from truing.errors import RowError
+from truing.data.templates import find_template
+from truing.errors import ModelError, RowError
 from truing.loss import Layout
 from truing.testing import tiny_tokenizer
 
@@ -146,3 +147,41 @@ def test_a_template_that_trims_makes_answers_of_the_same_tokens() -> None:
     """Which the report counts as a pair that says nothing."""
     branches = encode(SHAPES["gemma"], "q", "4", " 4\n").tree.branches
     assert branches[0].token_ids == branches[1].token_ids
+
+
+@pytest.mark.parametrize(("name", "like"), [("chatml", "chatml"), ("llama3", "llama3")])
+def test_a_format_may_have_a_template_of_its_own(name: str, like: str) -> None:
+    """Each text is rendered and ended by its own, also where the tokenizer has another template, or none."""
+    example = Example(
+        prompt=({"role": "user", "content": "q"},),
+        responses=(({"role": "assistant", "content": "4\n"},),),
+        chat_template=find_template(name),
+    )
+    plain = attrs.evolve(example, chat_template=None)
+    for other in ("mistral", "no end"):
+        tokenizer = tokenizer_of(SHAPES[other])
+        own, models = Encoder(tokenizer, Layout.SINGLE).encode([example, plain])
+        assert isinstance(own, Encoded) and isinstance(models, Encoded)
+        assert tokenizer.decode(list(own.tree.prompt_ids)) == SHAPES[like].prompt.format(q="q")
+        assert tokenizer.decode(list(own.tree.branches[0].token_ids)) == SHAPES[like].response.replace("{a}", "4\n")
+        assert tokenizer.decode(list(models.tree.prompt_ids)) == SHAPES[other].prompt.format(q="q")
+        assert tokenizer.decode(list(models.tree.branches[0].token_ids)) == SHAPES[other].response.replace("{a}", "4\n")
+
+
+def test_a_template_by_name_takes_text_only() -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    example = Example(prompt=({"role": "user", "content": "q"},), responses=((call,),), chat_template=find_template("chatml"))
+    (refused,) = Encoder(tiny_tokenizer(), Layout.SINGLE).encode([example])
+    assert "this template writes text only, and a message has none" in str(refused)
+
+
+def test_a_template_of_a_format_that_is_no_jinja_is_said_to_be_its() -> None:
+    example = Example(prompt=({"role": "user", "content": "q"},), responses=(), chat_template="{% for %}")
+    with pytest.raises(ModelError, match=r"the format's chat_template is not valid Jinja: .* in line 1"):
+        Encoder(tiny_tokenizer(), Layout.ROLLOUT).encode([example])
+
+
+def test_templates_are_found_by_name() -> None:
+    assert find_template(None) is None and find_template("{{ x }}") == "{{ x }}"
+    with pytest.raises(ValueError, match="chat_template is 'lama3'; did you mean 'llama3'"):
+        find_template("lama3")

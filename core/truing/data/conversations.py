@@ -21,6 +21,7 @@ import attrs
 from truing.data import columns as col
 from truing.data.example import DatasetStrategy, Example, Message
 from truing.data.spelling import Spelling
+from truing.data.templates import find_template
 from truing.errors import RowError
 from truing.loss import Layout
 from truing.settings import setting
@@ -38,13 +39,25 @@ class SpelledBase(DatasetStrategy):
         factory=dict, help="The data's names of each role: {user: [customer], assistant: [agent]}; ours, human and gpt are known."
     )
 
+    chat_template: str | None = setting(None, help="Jinja text, or chatml or llama3; null is the model's own template.")
+
     def __attrs_post_init__(self) -> None:
-        self.spelling  # noqa: B018  # what is wrong with it is said when the settings are read
+        # what is wrong with them is said when the settings are read
+        self.spelling, self.template  # noqa: B018
+
+    @cached_property
+    def template(self) -> str | None:
+        """The Jinja text that `chat_template` names. Raises ValueError for a name that there is not."""
+        return find_template(self.chat_template)
 
     @cached_property
     def spelling(self) -> Spelling:
         """How messages are read. Raises ValueError for settings that cannot be."""
         return Spelling(self.message_property_mappings, self.roles)
+
+    def example(self, row: Mapping[str, Any], prompt: tuple[Message, ...], *responses: tuple[Message, ...], **more: Any) -> Example:
+        """Return the Example of a row, with its tools and the chat template."""
+        return Example(prompt=prompt, responses=responses, tools=col.read_tools(row), chat_template=self.template, **more)
 
     def read_messages(self, row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
         """Return the messages of a column, the system turn first. Raises RowError."""
@@ -101,11 +114,12 @@ class ConversationPair(ConversationBase):
         chosen, notes = self._read_answer(row, self.field_chosen, prompt)
         rejected, more = self._read_answer(row, self.field_rejected, prompt)
         col.check_differ((chosen,), (rejected,))
-        return Example(
-            prompt=prompt,
-            responses=((chosen,), (rejected,)),
+        return self.example(
+            row,
+            prompt,
+            (chosen,),
+            (rejected,),
             margin=col.read_margin(row),
-            tools=col.read_tools(row),
             columns=self.other_columns(row, self.field_chosen, self.field_rejected, "margin"),
             notes=(*notes, *more),
         )
@@ -131,7 +145,7 @@ class ConversationAnswer(ConversationBase):
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the conversation, split before its last message."""
         prompt, response = self._split(row)
-        return Example(prompt=prompt, responses=(response,), tools=col.read_tools(row), columns=self.other_columns(row))
+        return self.example(row, prompt, response, columns=self.other_columns(row))
 
 
 @attrs.frozen(kw_only=True)
@@ -145,8 +159,7 @@ class ConversationLabel(ConversationBase):
         """Return the labelled response."""
         prompt, response = self._split(row)
         label, notes = col.read_label(row, self.field_label)
-        extra = self.other_columns(row, self.field_label)
-        return Example(prompt=prompt, responses=(response,), label=label, tools=col.read_tools(row), columns=extra, notes=notes)
+        return self.example(row, prompt, response, label=label, columns=self.other_columns(row, self.field_label), notes=notes)
 
 
 @attrs.frozen(kw_only=True)
@@ -165,7 +178,7 @@ class ConversationPrompt(ConversationBase):
             messages, notes = messages[:-1], (f"column {self.field_messages!r} read without the answer at its end",)
         extra = self.other_columns(row, self.field_chosen, self.field_rejected, "margin")
         prompt = _answerable(messages, self.field_messages)
-        return Example(prompt=prompt, tools=col.read_tools(row), columns=extra, notes=notes)
+        return self.example(row, prompt, columns=extra, notes=notes)
 
 
 @attrs.frozen(kw_only=True)
@@ -181,20 +194,15 @@ class WholePair(SpelledBase):
         names = self.field_chosen, self.field_rejected
         sides = self.read_messages(row, self.field_chosen), self.read_messages(row, self.field_rejected)
         prompt, chosen, rejected = col.split_pair(*sides, names)
-        return Example(
-            prompt=self.check_prompt(row, prompt),
-            responses=(chosen, rejected),
-            margin=col.read_margin(row),
-            tools=col.read_tools(row),
-            columns=self.other_columns(row),
-        )
+        prompt = self.check_prompt(row, prompt)
+        return self.example(row, prompt, chosen, rejected, margin=col.read_margin(row), columns=self.other_columns(row))
 
     def parse_prompt(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt alone, of which only the better conversation need be there."""
         messages = self.read_messages(row, self.field_chosen)
         before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
         prompt = self.check_prompt(row, _answerable(before, self.field_chosen))
-        return Example(prompt=prompt, tools=col.read_tools(row), columns=self.other_columns(row))
+        return self.example(row, prompt, columns=self.other_columns(row))
 
     def check_prompt(self, row: Mapping[str, Any], prompt: tuple[Message, ...]) -> tuple[Message, ...]:
         """Return the prompt as it is to be: for formats that ask more of it. Raises RowError."""

@@ -36,6 +36,8 @@ class Example:
     """What the format itself ends text responses with, such as <|im_end|>; no end token follows it where it is a special token."""
     tools: Sequence[Any] | None = None
     """Tool descriptions for the chat template."""
+    chat_template: str | None = None
+    """Jinja text that renders the messages in the place of the model's own template."""
     columns: Mapping[str, Any] = attrs.field(factory=dict)
     """Extra columns, handed on to rewards."""
     notes: tuple[str, ...] = ()

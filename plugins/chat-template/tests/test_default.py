@@ -100,6 +100,12 @@ def test_settings_that_would_map_nothing_are_refused(wrong, message):
         ChatTemplatePair(**wrong)
 
 
+def test_the_template_may_be_another_than_the_models():
+    assert ChatTemplatePair().parse(PAIR).chat_template is None
+    assert "<|im_start|>" in ChatTemplatePair(chat_template="chatml").parse(PAIR).chat_template
+    assert ChatTemplatePrompt(chat_template="{{ 1 }}").parse(PAIR).chat_template == "{{ 1 }}"
+
+
 REFUSED = [
     (ChatTemplatePair, {**PAIR, "messages": [user(), assistant()]}, "column 'messages' ends with the assistant's message"),
     (ChatTemplatePair, {**PAIR, "messages": ""}, "column 'messages' is empty"),

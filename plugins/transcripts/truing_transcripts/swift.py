@@ -40,13 +40,8 @@ class SwiftPair(ConversationBase):
         names = self.field_rejected_response, self.field_rejected_messages
         chosen = self.read_conversation(row)
         prompt, good, bad = col.split_pair(chosen, self._read_rejected(row, chosen), (self.field_messages, self._rejected(row)))
-        return Example(
-            prompt=prompt,
-            responses=(good, bad),
-            margin=col.read_margin(row),
-            tools=col.read_tools(row),
-            columns=self.other_columns(row, *names, "margin"),
-        )
+        extra = self.other_columns(row, *names, "margin")
+        return self.example(row, prompt, good, bad, margin=col.read_margin(row), columns=extra)
 
     def _rejected(self, row: Mapping[str, Any]) -> str:
         names = self.field_rejected_response, self.field_rejected_messages
