@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
 import attrs
 
@@ -213,7 +213,7 @@ class Side:
         return self.tokens(self.inputs.token_logps)
 
 
-Per = Literal["pair", "example", "sequence", "token", "chosen_token", "constant"]
+Per = Literal["pair", "example", "sequence", "token", "chosen_token", "desirable", "undesirable", "constant"]
 PER: tuple[str, ...] = get_args(Per)
 
 
@@ -222,7 +222,8 @@ class Term:
     """A part of a loss, or a metric: values that core sums and divides by a count over the whole optimiser step.
 
     `per` names the count: pairs, examples (prompt trees), sequences (branches), tokens, tokens of chosen branches (with either,
-    counted prompt tokens too), or "constant" for a scalar that does not depend on the batch (a coefficient), which is averaged
+    counted prompt tokens too), desirable or undesirable branches (LABELED; values of others are 0 or left out), or "constant" for
+    a scalar that does not depend on the batch (a coefficient), which is averaged
     over the step's prompts.
     The loss is the sum of `weight * sum(values) / count` over its terms. Raises ValueError for an unknown `per`.
     """
@@ -240,12 +241,18 @@ class Term:
 class LossOutput:
     """What a loss returns: the terms of its value, its metrics by name, and its state if it keeps one.
 
-    A metric's gradient is never taken, so its values may be detached or not.
+    A metric may be several Terms, of which it is the sum; a step that has nothing of what one is `per` has no such metric. Its
+    gradient is never taken, so its values may be detached or not.
     """
 
     terms: Sequence[Term]
-    metrics: Mapping[str, Term] = attrs.field(factory=dict)
+    metrics: Mapping[str, Term | Sequence[Term]] = attrs.field(factory=dict)
     state: Mapping[str, Any] | None = None
+
+    @property
+    def metric_terms(self) -> dict[str, Sequence[Term]]:
+        """The Terms of each metric."""
+        return {name: metric if isinstance(metric, list | tuple) else (metric,) for name, metric in self.metrics.items()}
 
 
 @attrs.frozen(eq=False)
@@ -264,13 +271,19 @@ class Advantages:
     state: Mapping[str, Any] | None = None
 
 
+Scope: TypeAlias = Literal["example", "step"]
+"""Whether a loss may be called for some prompts of an optimiser step at a time, or must see the whole step at once.
+
+A "step" costs a second forward wherever a step is cut into micro-batches or shared out over processes.
+"""
+
+
 class Loss(Protocol):
     """A method's mathematics: an attrs class of settings that is called with a batch's log-probabilities.
 
-    It never moves devices, talks to ranks, sees padding, or takes a mean over a batch. `scope = "step"` asks core to call it once
-    with the whole optimiser step instead of once per micro-batch. A loss that keeps state also has `initial_state() -> dict`,
-    of numbers, strings, lists of these, and tensors; it is read as `inputs.state`, and returned, changed, by `advantages` or, with
-    `scope = "step"`, in `LossOutput.state`: once a step either way.
+    It never moves devices, talks to ranks, sees padding, or takes a mean over a batch. A loss that keeps state also has
+    `initial_state() -> dict`, of numbers, strings, lists of these, and tensors; it is read as `inputs.state`, and returned,
+    changed, by `advantages` or, with `scope` "step", in `LossOutput.state`: once a step either way.
 
     A loss that needs PROMPT_LOGPS gets those of every prompt token, and all are in its counts. One that counts fewer says so with
     a property `prompt_tokens`, one of "none", "assistant" and "all": "assistant" are the tokens of earlier assistant turns as the
@@ -279,11 +292,15 @@ class Loss(Protocol):
 
     name: ClassVar[str]
     layout: ClassVar[Layout]
-    scope: ClassVar[Literal["example", "step"]] = "example"
 
     @property
     def needs(self) -> Needs:
         """What `__call__` reads besides the policy's log-probabilities."""
+
+    @property
+    def scope(self) -> Scope:
+        """How much of an optimiser step a call must see; a class variable in a loss where no setting changes it."""
+        return "example"
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the terms of the loss and its metrics."""

@@ -74,8 +74,8 @@ def test_an_end_that_is_no_token_is_text_before_the_end_token_and_counted(end: s
         trainer=TrainerConfig(),
         context_length=None,
     )
-    note = f"the format ends turns with {end!r}, which this tokenizer has no token for: it is read as text, and the end token follows it"
-    assert dict(report.notes) == ({note: 3} if counted else {})
+    note = f"the format ends turns with {end!r}, which this tokenizer has no token for: it is read as text"
+    assert dict(report.notes) == ({f"{note}, and the end token follows it": 3} if counted else {})
     assert tokenizer.decode(trees[0].branches[0].token_ids) == ("a<end><|im_end|>" if counted else "a<|im_end|>")
 
 

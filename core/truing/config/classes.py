@@ -38,6 +38,9 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(
         "auto", help="Type of the weights; auto is float32 for weights that train, and as stored beneath an adapter."
     )
+    quantization: Literal["nf4", "fp4"] | None = setting(
+        None, help="Keep linear layers in 4 bits, of this type, by bitsandbytes; an adapter is trained on them (arXiv:2305.14314)."
+    )
     adapter: LoraConfig | None = setting(None, help="Train an adapter instead of the model's weights.")
     reference: Literal["auto", "copy"] = setting(
         "auto", help="auto: with an adapter, the same weights with it off; else a frozen copy. copy: always a copy."
@@ -53,7 +56,9 @@ class DataConfig:
     """One dataset: where it is, and how a row is read."""
 
     path: str | None = setting(None, help="Hub id, folder, or .json, .jsonl, .csv, .parquet, .txt file (.gz too).")
-    format: DatasetStrategy = setting(help="How a row is read: a dataset strategy, or file.function.")
+    format: DatasetStrategy | None = setting(
+        None, help="How a row is read: a dataset strategy, or file.function; null chooses by the first row's columns."
+    )
     name: str | None = setting(None, help="Configuration of a hub dataset.")
     split: str = setting("train", help="Split, slices included: train[:10%].")
     revision: str | None = setting(None, help="Branch, tag or commit of a hub dataset.")
@@ -64,6 +69,11 @@ class DataConfig:
     )
     limit: int | None = setting(None, gt=0, help="Use only the first rows.")
     on_bad_row: Literal["error", "skip"] = setting("error", help="What a row that cannot be read does: stop, or be counted.")
+
+    @property
+    def format_name(self) -> str:
+        """The format's name, or that it is yet to be chosen."""
+        return "its columns say" if self.format is None else self.format.name
 
 
 @attrs.frozen(kw_only=True)

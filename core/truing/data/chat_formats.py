@@ -50,16 +50,14 @@ class _Written(DatasetStrategy):
 
     def _read_answer(self, row: Mapping[str, Any], column: str, before: str) -> tuple[str, str]:
         """Return prompt and response of a conversation, of which the column `before` may hold all but the response."""
-        *turns, reply = self.family.read_turns(row, column)
-        if reply["role"] != "assistant":
-            raise RowError(f"the last message of column {column!r} must be the assistant's, got role {reply['role']!r}")
+        *turns, reply = col.check_conversation(self.family.read_turns(row, column), column)
         if before != column and row.get(before) is not None:
             asked = _without_answer(self.family.read_turns(row, before))
             if turns and turns != asked:
                 raise RowError(f"{before} and {column} differ in the messages before the response; give them in one of the columns")
             turns = asked
         prompt = self.family.write_prompt(_answerable(turns, f"{before} and {column} together"))
-        return prompt, col.check_string(reply["content"], column)
+        return prompt, reply["content"]
 
 
 @attrs.frozen(kw_only=True)

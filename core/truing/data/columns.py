@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,7 +72,7 @@ def read_optional(row: Mapping[str, Any], column: str) -> str:
 
 
 def check_messages(value: Any, column: str) -> tuple[Message, ...]:
-    """Return a list of messages, each with a known role and text as content, without its null keys.
+    """Return a list of messages, each with a known role and text as content, without its null keys at any depth.
 
     Columnar files give every message the keys of all others, filled with null; templates must not see those. Raises RowError.
     """
@@ -88,11 +90,9 @@ def _check_message(message: Any, place: str) -> Message:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise RowError(f"{place} has the role {shorten(role)}; known roles are {', '.join(ROLES)}")
-    if content is None and message.get("tool_calls"):
-        return {key: item for key, item in message.items() if item is not None}
-    if not isinstance(content, str):
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise RowError(f"{place} must have text as its content, got {type(content).__name__} {shorten(content)}")
-    return {key: item for key, item in message.items() if item is not None}
+    return {key: without_nulls(item) for key, item in message.items() if item is not None}
 
 
 def check_prompt(value: Any, column: str) -> Text:
@@ -157,7 +157,7 @@ def split_conversation(value: Any, column: str) -> tuple[tuple[Message, ...], tu
 
 def split_pair(
     chosen: Any, rejected: Any, columns: tuple[str, str] = ("chosen", "rejected")
-) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
     """Return prompt, chosen and rejected of two conversations that differ in their last message, the assistant's.
 
     Raises RowError, with the names of the columns, where they are something else.
@@ -228,11 +228,24 @@ def _read_answer(answer: Any, place: str, prompt: Text, keys: tuple[str, str]) -
 
 
 def read_tools(row: Mapping[str, Any]) -> Sequence[Any] | None:
-    """Return the column tools, a list of descriptions for the chat template; None where there is none. Raises RowError."""
+    """Return the column tools, descriptions for the chat template, as a list or as JSON of one; None where there is none.
+
+    Null keys vanish, as those of messages do. Raises RowError.
+    """
     tools = row.get("tools")
-    if tools is not None and not isinstance(tools, (list, tuple)):
+    if isinstance(tools, str) and tools.strip():
+        with contextlib.suppress(ValueError):  # what stays text is refused below
+            tools = json.loads(tools)
+    if tools is not None and tools != "" and not isinstance(tools, (list, tuple)):
         raise RowError(f"column 'tools' must be a list of tool descriptions, got {type(tools).__name__} {shorten(tools)}")
-    return tools or None
+    return without_nulls(list(tools)) if tools else None
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without the keys that are null, at any depth: columnar files give each mapping the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def others(row: Mapping[str, Any], *used: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,9 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     prompt_tokens: PromptTokens = "none"
+    template_key: str = "model.chat_template"
+    """Where the chat template is from, for messages."""
+    _by_template: dict[str, Encoder] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | RowError]:
         """Return a tree for each Example, or the RowError that says why it has none. Raises ModelError as `render` does."""
@@ -81,9 +85,19 @@ class Encoder:
             for item in rendered
         ]
 
+    def with_template(self, template: str | None) -> Encoder:
+        """Return the encoder whose tokenizer has this chat template; itself for None."""
+        if template is None:
+            return self
+        if template not in self._by_template:
+            tokenizer = copy.copy(self.tokenizer)
+            tokenizer.chat_template = template
+            self._by_template[template] = attrs.evolve(self, tokenizer=tokenizer, template_key="the format's chat_template")
+        return self._by_template[template]
+
     def _try_render(self, example: Example) -> Rendered | RowError:
         try:
-            return self.render(example)
+            return self.with_template(example.chat_template).render(example)
         except RowError as error:
             return error
 
@@ -171,7 +185,7 @@ class Encoder:
                 tokenize=False,
             )
         except jinja2.TemplateSyntaxError as error:
-            raise ModelError(f"model.chat_template is not valid Jinja: {error.message} in line {error.lineno}") from error
+            raise ModelError(f"{self.template_key} is not valid Jinja: {error.message} in line {error.lineno}") from error
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise RowError(f"the chat template refuses the messages: {error}") from error
         return str(rendered[0])
@@ -269,7 +283,8 @@ class Encoder:
 
     def _with_eos(self, ids: TokenIds, rendered: Rendered) -> TokenIds:
         eos = self.tokenizer.eos_token_id
-        ends = self._turn_ends_specially if rendered.chat else self._is_end(rendered.example.turn_end)
+        of_template = self.with_template(rendered.example.chat_template)
+        ends = of_template._turn_ends_specially if rendered.chat else self._is_end(rendered.example.turn_end)
         if (ends and self.has_end(ids)) or ids[-1:] == (eos,) or not (rendered.chat or rendered.example.add_eos):
             return ids
         if eos is None:

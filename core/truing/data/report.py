@@ -41,6 +41,8 @@ class DataReport:
     completions_truncated: int = 0
     ends_lost: int = 0
     """Truncated completions that lost their end token."""
+    mismatched_truncated: int = 0
+    """Completions that were cut to stand behind another prompt."""
     prompts_split: int = 0
     """Rows whose prompt ends earlier than its text, because its last token and the response's first are one."""
     prompts_invented: int = 0
@@ -72,6 +74,7 @@ class DataReport:
             (self.prompts_truncated, f"prompt(s) truncated to {self.max_prompt_length} tokens, from the beginning"),
             (self.completions_truncated, "completion(s) truncated"),
             (self.ends_lost, "of these lost the end token"),
+            (self.mismatched_truncated, f"mismatched completion(s) cut, to fit max_length {self.max_length} behind another prompt"),
             (self.prompts_split, "prompt(s) cut earlier: a token holds the last characters and the first of a response"),
             (self.prompts_invented, "prompt(s) empty: the beginning or end token stands in"),
             *((count, note) for note, count in self.notes.items()),

@@ -12,6 +12,7 @@ import attrs
 
 from truing.data import columns as col
 from truing.data.example import DatasetStrategy, Example, Message, Text
+from truing.data.looks import first_of, has_pair_beside, has_system_beside, is_messages, is_pair
 from truing.errors import ConfigError, RowError
 from truing.functions import describe_failure, find_function, load_function
 from truing.loss import Layout
@@ -27,6 +28,11 @@ class Preference(DatasetStrategy):
 
     name: ClassVar[str] = "preference"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.PAIRED})
+
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has both sides and a prompt, in a column or as what both begin with, and no system turn beside."""
+        return is_pair(row)
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the pair, with its `margin` where the row has one."""
@@ -44,6 +50,11 @@ class PreferencePrompt(DatasetStrategy):
     name: ClassVar[str] = "preference"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.ROLLOUT})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is a pair of this format."""
+        return is_pair(row)
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt alone."""
         has_prompt = row.get("prompt") is not None or "chosen" not in row
@@ -57,16 +68,32 @@ class PreferencePrompt(DatasetStrategy):
 
 @attrs.frozen(kw_only=True)
 class PromptText(DatasetStrategy):
-    """Column prompt, as text or as messages; or column text."""
+    """Column prompt, as text or as messages; or column text; or query, a user's turn, with a system turn in column system.
+
+    The first of these that a row has is read.
+    """
 
     name: ClassVar[str] = "text"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.ROLLOUT})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has one of these columns, and is no pair."""
+        return not is_pair(row) and first_of(row, "prompt", "text", "query") is not None and not has_system_beside(row)
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt."""
-        column = "text" if row.get("prompt") is None and row.get("text") is not None else "prompt"
+        column = first_of(row, "prompt", "text", "query") or "prompt"
+        if column == "query":
+            return self._parse_query(row)
         prompt = col.check_prompt(col.read(row, column), column)
         return Example(prompt=prompt, tools=col.read_tools(row), columns=col.others(row, column, "tools"))
+
+    def _parse_query(self, row: Mapping[str, Any]) -> Example:
+        system, query = col.read_optional(row, "system"), col.read_string(row, "query")
+        turns = ({"role": "system", "content": system}, {"role": "user", "content": query})
+        extra = col.others(row, "query", "system", "tools")
+        return Example(prompt=turns if system else turns[1:], tools=col.read_tools(row), columns=extra)
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +102,11 @@ class PreferenceChosen(DatasetStrategy):
 
     name: ClassVar[str] = "preference"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
+
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is a pair of this format."""
+        return is_pair(row)
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the chosen response alone."""
@@ -92,9 +124,18 @@ class ResponseText(DatasetStrategy):
     name: ClassVar[str] = "text"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has prompt and completion, or messages, or text alone, and nothing that says it may be bad."""
+        column = first_of(row, "completion", "messages", "text")
+        alone = row.get("prompt") is None
+        fits = {"completion": not alone, "messages": alone and is_messages(row.get("messages")), "text": alone}
+        others = has_pair_beside(row) or has_system_beside(row) or row.get("label") is not None
+        return column is not None and fits[column] and not others
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt, which is empty for text alone, and the response."""
-        column = next((column for column in ("completion", "messages", "text") if row.get(column) is not None), None)
+        column = first_of(row, "completion", "messages", "text")
         if column is None:
             columns = ", ".join(map(repr, row)) or "none"
             raise RowError(
@@ -131,18 +172,35 @@ class Passthrough(DatasetStrategy):
 
 @attrs.frozen(kw_only=True)
 class Unpaired(DatasetStrategy):
-    """Columns prompt and completion, as text or as messages, and the boolean label of the completion."""
+    """Columns prompt and completion, as text or as messages, and the boolean label of the completion.
+
+    Messages with the completion as the last of them, in column messages, will do without these two.
+    """
 
     name: ClassVar[str] = "unpaired"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.LABELED})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has a label, and either prompt and completion or messages."""
+        has_both = first_of(row, "prompt") and first_of(row, "completion")
+        has_either = has_both or (not first_of(row, "prompt", "completion") and is_messages(row.get("messages")))
+        return row.get("label") is not None and bool(has_either) and not has_system_beside(row)
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the labelled completion."""
-        prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
-        completion = col.check_response(col.read(row, "completion"), "completion")
-        col.same_kind(prompt, completion, "completion")
+        prompt: Text
+        completion: Text
+        if row.get("completion") is None and row.get("messages") is not None:
+            used: tuple[str, ...] = ("messages",)
+            prompt, completion = col.split_conversation(row["messages"], "messages")
+        else:
+            used = ("prompt", "completion")
+            prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
+            completion = col.check_response(col.read(row, "completion"), "completion")
+            col.same_kind(prompt, completion, "completion")
         label, notes = col.read_label(row, "label")
-        extra = col.others(row, "prompt", "completion", "label", "tools")
+        extra = col.others(row, *used, "label", "tools")
         return Example(prompt=prompt, responses=(completion,), label=label, tools=col.read_tools(row), columns=extra, notes=notes)
 
 
@@ -152,6 +210,11 @@ class Ranked(DatasetStrategy):
 
     name: ClassVar[str] = "ranked"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.RANKED})
+
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has a prompt and such answers."""
+        return first_of(row, "prompt") is not None and is_messages(row.get("answers"), "answer", "rank")
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the answers, best first, with ranks counted from 0 without gaps."""

@@ -19,6 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from truing.config import DataConfig, TrainConfig
 from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
+from truing.data.mismatched import with_mismatched
+from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError, first_line
@@ -30,6 +32,7 @@ from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file
 from truing.model.probe import ForwardChoice, choose_forward
 from truing.model.reference import AdapterOff, FrozenCopy, Reference
+from truing.registry import Registry
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
 from truing.train.identity import run_identity
@@ -72,7 +75,7 @@ def set_up(
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
     _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
-
+    config = _with_formats(config, given, reporter)
     tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
     data = data or _read_data(config, given, tokenizer, model)
@@ -123,6 +126,17 @@ def _claim(run_dir: RunDir, accelerator: Accelerator, *, resume: bool) -> None:
             run_dir.claim(resume=resume)
 
 
+def _with_formats(config: TrainConfig, given: Given, reporter: Reporter) -> TrainConfig:
+    """Return the configuration with a format for every dataset, and say which were chosen by looking at the data."""
+
+    def registry() -> Registry:
+        return Registry.load(quiet=True)  # what is broken was said when the configuration was read
+
+    config, chosen = with_formats(config, registry, rows=given.dataset, eval_rows=given.eval_dataset)
+    reporter.say(*chosen)
+    return config
+
+
 def make_source(trees: Trees, order: DataOrder) -> Source:
     """Return where the steps' trees come from."""
     return DatasetSource(trees, order)
@@ -153,10 +167,14 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
         }
         if rows is not None:
             source = (sources or config.data)[0]
-            return prepare_rows(rows, source.format, on_bad_row=source.on_bad_row, **shared)
-        if sources:
-            return prepare(sources, base_dir=config.base_dir, **shared)
-        return None, None
+            trees, report = prepare_rows(rows, source.format, on_bad_row=source.on_bad_row, **shared)
+        elif sources:
+            trees, report = prepare(sources, base_dir=config.base_dir, **shared)
+        else:
+            return None, None
+        if Needs.MISMATCHED_LOGPS in config.method.needs:
+            return with_mismatched(trees, report, config.trainer.seed), report
+        return trees, report
 
     trees, report = read(config.data, given.dataset)
     eval_trees, eval_report = read(config.eval_data, given.eval_dataset)
