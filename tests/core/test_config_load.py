@@ -201,13 +201,13 @@ def test_all_faults_are_reported_at_once_by_line(tmp_path):
         ),
         (
             ["model.reference={sync_steps: 8}", "model.precompute_reference=true"],
-            "model.precompute_reference keeps log-probabilities of a reference that stays as it is, and with model.reference.sync_steps"
-            " it follows the policy; remove one of the two",
+            "model.precompute_reference keeps log-probabilities of a reference that stays as it is, and with "
+            "model.reference.sync_steps it follows the policy; remove one of the two",
         ),
         (
             ["model.reference={name: other, sync_steps: 8}", "model.adapter={type: lora}"],
-            "model.reference.sync_steps is 8, but where an adapter is trained only a second adapter can follow it, and not the model "
-            "that model.reference.name says; remove one of the two",
+            "model.reference.sync_steps is 8, but where an adapter is trained only a second adapter can follow it, and not the "
+            "model that model.reference.name says; remove one of the two",
         ),
         (
             ["model.reference={mixup_alpha: 0.5}"],
