@@ -55,6 +55,20 @@ class PreferencePrompt(DatasetStrategy):
 
 
 @attrs.frozen(kw_only=True)
+class PreferenceLabels(DatasetStrategy):
+    """A `preference` row as two samples: chosen is desirable, rejected is not."""
+
+    name: ClassVar[str] = "preference"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.LABELED})
+
+    def parse(self, row: Mapping[str, Any]) -> tuple[Example, Example]:
+        """Return chosen and rejected, each with its label."""
+        pair = attrs.evolve(Preference().parse(row), margin=None)
+        chosen, rejected = pair.responses
+        return attrs.evolve(pair, responses=(chosen,), label=True), attrs.evolve(pair, responses=(rejected,), label=False)
+
+
+@attrs.frozen(kw_only=True)
 class PromptText(DatasetStrategy):
     """Column prompt, as text or as messages; or column text."""
 
@@ -125,7 +139,7 @@ class Ranked(DatasetStrategy):
         return Example(prompt=prompt, responses=responses, ranks=ranks, tools=col.read_tools(row), columns=extra)
 
 
-BUILTIN: list[type[DatasetStrategy]] = [Preference, PreferencePrompt, PromptText, Passthrough, Unpaired, Ranked]
+BUILTIN: list[type[DatasetStrategy]] = [Preference, PreferencePrompt, PreferenceLabels, PromptText, Passthrough, Unpaired, Ranked]
 """The formats that core registers."""
 
 _FUNCTION_ROWS: Mapping[Layout, DatasetStrategy] = {
