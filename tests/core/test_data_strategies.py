@@ -16,9 +16,11 @@ from truing.data.strategies import (
     FunctionStrategy,
     Passthrough,
     Preference,
+    PreferenceChosen,
     PreferencePrompt,
     PromptText,
     Ranked,
+    ResponseText,
     Unpaired,
 )
 from truing.errors import ConfigError, RowError
@@ -44,7 +46,9 @@ def test_each_name_and_layout_is_served_once() -> None:
         [
             ("preference", Layout.PAIRED),
             ("preference", Layout.ROLLOUT),
+            ("preference", Layout.SINGLE),
             ("text", Layout.ROLLOUT),
+            ("text", Layout.SINGLE),
             ("passthrough", Layout.PAIRED),
             ("unpaired", Layout.LABELED),
             ("ranked", Layout.RANKED),
@@ -95,6 +99,28 @@ def test_prompt_formats_need_the_prompt_only() -> None:
     assert PromptText().parse({"text": "t", "answer": 3}).prompt == "t"
     assert PromptText().parse({"text": "t", "prompt": None}).prompt == "t"
     assert PromptText().parse({"prompt": [user()], "text": "t"}).columns == {"text": "t"}
+
+
+def test_the_chosen_side_is_a_response() -> None:
+    example = PreferenceChosen().parse({**PAIR, "margin": 1.0, "source": "web"})
+    assert (example.prompt, example.responses, example.margin, example.columns) == ("q", ("a",), None, {"source": "web"})
+    conversation = [user(), assistant("first"), user("more")]
+    example = PreferenceChosen().parse({"chosen": [*conversation, assistant()], "rejected": [*conversation, assistant("b")]})
+    assert (example.prompt, example.responses) == (tuple(conversation), ((assistant(),),))
+
+
+def test_a_response_is_a_completion_the_last_message_or_all_text() -> None:
+    example = ResponseText().parse({"prompt": "q", "completion": "a", "source": "web"})
+    assert (example.prompt, example.responses, example.columns) == ("q", ("a",), {"source": "web"})
+    example = ResponseText().parse({"prompt": [user()], "completion": [assistant()], "messages": None})
+    assert (example.prompt, example.responses, example.columns) == ((user(),), ((assistant(),),), {"messages": None})
+    tools = [{"name": "search"}]
+    turns = [user(), assistant(tool_calls=[{"function": {"name": "search"}}]), {"role": "tool", "content": "r"}, assistant("b")]
+    example = ResponseText().parse({"prompt": "q", "messages": turns, "text": "t", "tools": tools})
+    assert (example.prompt, example.responses, example.tools) == (tuple(turns[:-1]), ((turns[-1],),), tools)
+    assert example.columns == {"prompt": "q", "text": "t"}
+    example = ResponseText().parse({"text": "t", "source": "web"})
+    assert (example.prompt, example.responses, example.columns) == ("", ("t",), {"source": "web"}) and example.add_eos
 
 
 def test_passthrough_adds_nothing_and_takes_an_empty_prompt() -> None:
@@ -179,6 +205,23 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (PromptText, {"question": "q"}, "column 'prompt' is missing"),
     (PromptText, {"prompt": " "}, "column 'prompt' is empty"),
     (PromptText, {"text": ""}, "column 'text' is empty"),
+    (
+        ResponseText,
+        {"prompt": "q", "answer": "a"},
+        "the row has no column 'completion' (beside 'prompt'), 'messages' or 'text' with a value; it has 'prompt', 'answer'",
+    ),
+    (ResponseText, {"completion": "a"}, "column 'prompt' is missing"),
+    (ResponseText, {"prompt": "q", "completion": [assistant()]}, "the prompt is text and column 'completion' is messages"),
+    (
+        ResponseText,
+        {"prompt": [user()], "completion": [assistant(), user(), assistant()]},
+        "completion must be one assistant message, got 'assistant, user, assistant'; the turns before it belong in the prompt",
+    ),
+    (ResponseText, {"messages": [user(), assistant(), user()]}, "the last message of column 'messages' must be the assistant's"),
+    (ResponseText, {"messages": [assistant()]}, "column 'messages' is one message, the assistant's: there is nothing to answer"),
+    (ResponseText, {"messages": [user(), assistant(" ")]}, "the last message of column 'messages' is empty"),
+    (ResponseText, {"text": " "}, "column 'text' is empty"),
+    (PreferenceChosen, {"prompt": "q", "chosen": "a"}, "column 'rejected' is missing"),
     (Passthrough, {**PAIR, "prompt": [user()]}, "column 'prompt' must be text, got list"),
     (Passthrough, {**PAIR, "chosen": ""}, "column 'chosen' is empty"),
     (Passthrough, {**PAIR, "rejected": "a"}, "chosen equals rejected"),
@@ -217,7 +260,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "answer", "rank"]), inner),
     max_leaves=6,
 )
-COLUMNS = st.sampled_from(["prompt", "chosen", "rejected", "text", "completion", "label", "answers", "margin", "tools"])
+COLUMNS = st.sampled_from(["prompt", "chosen", "rejected", "text", "messages", "completion", "label", "answers", "margin", "tools"])
 
 
 @settings(deadline=None)
@@ -286,6 +329,12 @@ def test_a_function_is_called_with_configuration_and_index_and_its_row_is_read(t
     example = bind(tmp_path, "plain", Layout.PAIRED)(row)
     assert (example.prompt, example.responses) == ("hi 2 why", ("a", "b"))
     assert example.columns == ROW and row == ROW
+
+
+def test_a_function_serves_every_layout(tmp_path: Path) -> None:
+    assert FunctionStrategy.layouts == frozenset(Layout)
+    example = bind(tmp_path, "builtin", Layout.SINGLE)({"prompt": "q", "completion": "a"})
+    assert (example.prompt, example.responses) == ("q", ("a",))
 
 
 def test_a_transform_gets_the_tokenizer_by_the_names_it_asks_for(tmp_path: Path) -> None:

@@ -69,6 +69,50 @@ class PromptText(DatasetStrategy):
 
 
 @attrs.frozen(kw_only=True)
+class PreferenceChosen(DatasetStrategy):
+    """The prompt and the chosen side of a `preference` row."""
+
+    name: ClassVar[str] = "preference"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the chosen response alone."""
+        pair = Preference().parse(row)
+        return attrs.evolve(pair, responses=pair.responses[:1], margin=None)
+
+
+@attrs.frozen(kw_only=True)
+class ResponseText(DatasetStrategy):
+    """Columns prompt and completion, as text or as messages; or messages, of which the last is the assistant's; or text alone.
+
+    The first of completion, messages and text that a row has is read.
+    """
+
+    name: ClassVar[str] = "text"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the prompt, which is empty for text alone, and the response."""
+        column = next((column for column in ("completion", "messages", "text") if row.get(column) is not None), None)
+        if column is None:
+            columns = ", ".join(map(repr, row)) or "none"
+            raise RowError(
+                f"the row has no column 'completion' (beside 'prompt'), 'messages' or 'text' with a value; it has {columns}: "
+                "rename a column, or choose the format that fits"
+            )
+        used = [column, "tools"]
+        if column == "completion":
+            prompt, response = col.check_prompt(col.read(row, "prompt"), "prompt"), col.check_response(row[column], column)
+            col.same_kind(prompt, response, column)
+            used.append("prompt")
+        elif column == "messages":
+            prompt, response = _split_conversation(row[column], column)
+        else:
+            prompt, response = "", col.read_string(row, column)
+        return Example(prompt=prompt, responses=(response,), tools=col.read_tools(row), columns=col.others(row, *used))
+
+
+@attrs.frozen(kw_only=True)
 class Passthrough(DatasetStrategy):
     """Columns prompt (which may be empty), chosen and rejected: text that is used unchanged, without template or end token."""
 
@@ -125,7 +169,16 @@ class Ranked(DatasetStrategy):
         return Example(prompt=prompt, responses=responses, ranks=ranks, tools=col.read_tools(row), columns=extra)
 
 
-BUILTIN: list[type[DatasetStrategy]] = [Preference, PreferencePrompt, PromptText, Passthrough, Unpaired, Ranked]
+BUILTIN: list[type[DatasetStrategy]] = [
+    Preference,
+    PreferencePrompt,
+    PreferenceChosen,
+    PromptText,
+    ResponseText,
+    Passthrough,
+    Unpaired,
+    Ranked,
+]
 """The formats that core registers."""
 
 _FUNCTION_ROWS: Mapping[Layout, DatasetStrategy] = {
@@ -133,6 +186,7 @@ _FUNCTION_ROWS: Mapping[Layout, DatasetStrategy] = {
     Layout.LABELED: Unpaired(),
     Layout.RANKED: Ranked(),
     Layout.ROLLOUT: PromptText(),
+    Layout.SINGLE: ResponseText(),
 }
 
 
@@ -243,17 +297,28 @@ def _split_pair(chosen: Any, rejected: Any) -> tuple[Text, Text, Text]:
         raise RowError(
             "column 'prompt' is missing; it is optional only where chosen and rejected are lists of messages that begin alike"
         )
-    sides = col.check_messages(chosen, "chosen"), col.check_messages(rejected, "rejected")
-    for side, column in zip(sides, ("chosen", "rejected"), strict=True):
-        if side[-1]["role"] != "assistant":
-            raise RowError(f"the last message of column {column!r} must be the assistant's, got role {side[-1]['role']!r}")
-        col.check_reply(side[-1], column)
+    sides = _check_conversation(chosen, "chosen"), _check_conversation(rejected, "rejected")
     if sides[0][:-1] != sides[1][:-1]:
         raise RowError("chosen and rejected must be the same messages up to the last one, for that is the prompt, and they are not")
     _differ(sides[0][-1:], sides[1][-1:])
     if len(sides[0]) == 1:
         raise RowError("column 'prompt' is missing, and chosen and rejected are one message each: there is nothing to answer")
     return col.check_prompt(sides[0][:-1], "chosen"), sides[0][-1:], sides[1][-1:]
+
+
+def _split_conversation(messages: Any, column: str) -> tuple[Text, Text]:
+    turns = _check_conversation(messages, column)
+    if len(turns) == 1:
+        raise RowError(f"column {column!r} is one message, the assistant's: there is nothing to answer")
+    return turns[:-1], turns[-1:]
+
+
+def _check_conversation(messages: Any, column: str) -> tuple[Message, ...]:
+    turns = col.check_messages(messages, column)
+    if turns[-1]["role"] != "assistant":
+        raise RowError(f"the last message of column {column!r} must be the assistant's, got role {turns[-1]['role']!r}")
+    col.check_reply(turns[-1], column)
+    return turns
 
 
 def _differ(chosen: Text, rejected: Text) -> None:
