@@ -72,7 +72,8 @@ def register_dataset_strategy() -> list[type[DatasetStrategy]]:
     """Register formats: classes that read one row of a dataset.
 
     `name` is the format's YAML name (words joined by "_", families by "."), `layouts` the layouts that it can serve; `parse`
-    returns an Example or raises RowError. The same name may be registered once more by another class for other layouts.
+    returns an Example, or a list of them, or raises RowError. The same name may be registered once more by another class for other
+    layouts.
 
     Example:
 

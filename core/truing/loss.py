@@ -213,7 +213,7 @@ class Side:
         return self.tokens(self.inputs.token_logps)
 
 
-Per = Literal["pair", "example", "sequence", "token", "chosen_token", "constant"]
+Per = Literal["pair", "example", "sequence", "token", "chosen_token", "desirable", "undesirable", "constant"]
 PER: tuple[str, ...] = get_args(Per)
 
 
@@ -222,7 +222,8 @@ class Term:
     """A part of a loss, or a metric: values that core sums and divides by a count over the whole optimiser step.
 
     `per` names the count: pairs, examples (prompt trees), sequences (branches), tokens, tokens of chosen branches (with either,
-    counted prompt tokens too), or "constant" for a scalar that does not depend on the batch (a coefficient), which is averaged
+    counted prompt tokens too), desirable or undesirable branches (LABELED; values of others are 0 or left out), or "constant" for
+    a scalar that does not depend on the batch (a coefficient), which is averaged
     over the step's prompts.
     The loss is the sum of `weight * sum(values) / count` over its terms. Raises ValueError for an unknown `per`.
     """
@@ -240,12 +241,18 @@ class Term:
 class LossOutput:
     """What a loss returns: the terms of its value, its metrics by name, and its state if it keeps one.
 
-    A metric's gradient is never taken, so its values may be detached or not.
+    A metric may be several Terms, of which it is the sum; a step that has nothing of what one is `per` has no such metric. Its
+    gradient is never taken, so its values may be detached or not.
     """
 
     terms: Sequence[Term]
-    metrics: Mapping[str, Term] = attrs.field(factory=dict)
+    metrics: Mapping[str, Term | Sequence[Term]] = attrs.field(factory=dict)
     state: Mapping[str, Any] | None = None
+
+    @property
+    def metric_terms(self) -> dict[str, Sequence[Term]]:
+        """The Terms of each metric."""
+        return {name: (metric,) if isinstance(metric, Term) else metric for name, metric in self.metrics.items()}
 
 
 @attrs.frozen(eq=False)
@@ -279,7 +286,11 @@ class Loss(Protocol):
 
     name: ClassVar[str]
     layout: ClassVar[Layout]
-    scope: ClassVar[Literal["example", "step"]] = "example"
+
+    @property
+    def scope(self) -> Literal["example", "step"]:
+        """Whether `__call__` may be given some of a step at a time, or must see all of it; may depend on settings."""
+        return "example"
 
     @property
     def needs(self) -> Needs:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from truing.data.tree import PromptTree
-from truing.loss import Layout, LossOutput, Term
+from truing.loss import Layout, LossOutput, Per, Term
 
 
 @attrs.frozen
@@ -25,6 +25,8 @@ class StepCounts:
     sequence: float = 0.0
     token: float = 0.0
     chosen_token: float = 0.0
+    desirable: float = 0.0
+    undesirable: float = 0.0
 
     @classmethod
     def of(cls, micro_batches: Iterable[Sequence[PromptTree]], layout: Layout) -> StepCounts:
@@ -34,12 +36,19 @@ class StepCounts:
             for tree in trees:
                 in_prompt = tree.counted_in_prompt
                 counts["example"] += 1
-                counts["sequence"] += len(tree.branches)
+                counts["sequence"] += len(tree.completions)
                 counts["token"] += in_prompt + tree.counted
                 if layout is Layout.PAIRED:
                     counts["pair"] += 1
                     counts["chosen_token"] += in_prompt + tree.branches[0].counted
+                if layout is Layout.LABELED:
+                    counts["desirable"] += sum(branch.label is True for branch in tree.completions)
+                    counts["undesirable"] += sum(branch.label is False for branch in tree.completions)
         return cls(**{key: float(count) for key, count in counts.items()})
+
+    def has(self, per: Per) -> bool:
+        """Whether the step has any of what a Term is counted per."""
+        return per == "constant" or getattr(self, per) > 0
 
 
 def reduce_term(term: Term, counts: StepCounts, examples: float | None = None) -> Tensor:
@@ -62,7 +71,11 @@ def reduce_output(output: LossOutput, counts: StepCounts, examples: float | None
     if not output.terms:
         raise ValueError("the loss returned no term; return at least one, with the values to minimise")
     loss = torch.stack([reduce_term(term, counts, examples) for term in output.terms]).sum()
-    metrics = {name: reduce_term(term, counts, examples).detach() for name, term in output.metrics.items()}
+    metrics = {
+        name: torch.stack([reduce_term(term, counts, examples).detach() for term in terms]).sum()
+        for name, terms in output.metric_terms.items()
+        if all(counts.has(term.per) for term in terms)
+    }
     return loss, {"loss": loss.detach(), **metrics}
 
 

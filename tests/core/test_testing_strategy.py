@@ -48,6 +48,16 @@ def test_good_formats_pass(candidate):
     check_dataset_strategy(candidate, ROWS, BAD_ROWS)
 
 
+def test_a_row_may_give_several_examples():
+    def both(row, good):
+        return [Example(prompt=good.prompt, responses=(side,), label=side == row["good"]) for side in good.responses]
+
+    check_dataset_strategy(strategy(both, layout=Layout.LABELED), ROWS, BAD_ROWS)
+    breaks(strategy(lambda row, good: [good, good.prompt]), "a truing.Example or a list of them, got str for row 0")
+    breaks(strategy(lambda row, good: []), "makes nothing of row 0.*raise truing.RowError")
+    breaks(strategy(lambda row, good: [good, attrs.evolve(good, responses=("a",))]), "row 0 does not fit its layout PAIRED")
+
+
 def test_messages_and_the_other_layouts_pass():
     chat = [{"role": "user", "content": "Hi"}]
     answer = [{"role": "assistant", "content": "Yo"}]
@@ -95,7 +105,7 @@ def test_a_good_row_that_is_refused():
 
 
 def test_a_result_that_is_no_example():
-    breaks(strategy(lambda row, good: dict(row)), "must return a truing.Example, got dict for row 0")
+    breaks(strategy(lambda row, good: dict(row)), "must return a truing.Example or a list of them, got dict for row 0")
 
 
 def test_a_row_that_is_changed():

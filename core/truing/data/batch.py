@@ -11,13 +11,14 @@ from torch import Tensor
 
 from truing.data.layouts import Forward, place, predictions
 from truing.data.row import RowLayout
-from truing.data.tree import PromptTree
+from truing.data.tree import MISMATCHED, PromptTree
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class TreeBatch:
     """A micro-batch: B branches of some prompt trees, T counted completion tokens, Q counted prompt tokens.
 
+    Mismatched branches are computed beside them and in neither B nor T; their M counted tokens have fields of their own.
     A predictor is the flat position in the model's output whose distribution is over the token. The last token of a branch is an
     input only where a head reads it: nothing is predicted from it.
     """
@@ -41,6 +42,12 @@ class TreeBatch:
     """[Q] int64."""
     prompt_tree_ids: Tensor
     """[Q] int64."""
+    mismatched_predictors: Tensor
+    """[M] int64."""
+    mismatched_targets: Tensor
+    """[M] int64."""
+    mismatched_sequence_ids: Tensor
+    """[M] int64, the branch whose prompt the token's completion follows."""
     labels: Tensor | None
     """[B] bool, where every branch has one."""
     ranks: Tensor | None
@@ -59,21 +66,22 @@ class TreeBatch:
     def parts(self, most_tokens: int) -> Iterator[BatchPart]:
         """Yield consecutive trees with at most `most_tokens` counted tokens together; a tree with more is a part of its own."""
         counted, in_prompt = [tree.counted for tree in self.trees], [tree.counted_in_prompt for tree in self.trees]
-        branches = [len(tree.branches) for tree in self.trees]
+        branches, mismatched = [len(tree.completions) for tree in self.trees], [tree.counted_mismatched for tree in self.trees]
         first = 0
         while first < len(self.trees):
             stop = first + 1
             while stop < len(self.trees) and sum(counted[first : stop + 1]) + sum(in_prompt[first : stop + 1]) <= most_tokens:
                 stop += 1
-            tokens, prompt_tokens, rows = (slice(sum(sizes[:first]), sum(sizes[:stop])) for sizes in (counted, in_prompt, branches))
-            yield self._part(slice(first, stop), tokens, prompt_tokens, rows)
+            sizes = (counted, in_prompt, branches, mismatched)
+            yield self._part(slice(first, stop), *(slice(sum(of_tree[:first]), sum(of_tree[:stop])) for of_tree in sizes))
             first = stop
 
     def whole(self) -> BatchPart:
         """Return the batch as its only part."""
-        return BatchPart(self, slice(0, len(self.targets)), slice(0, len(self.prompt_targets)), slice(0, len(self.lengths)))
+        sizes = (len(self.targets), len(self.prompt_targets), len(self.lengths), len(self.mismatched_targets))
+        return BatchPart(self, *(slice(0, size) for size in sizes))
 
-    def _part(self, trees: slice, tokens: slice, prompt_tokens: slice, branches: slice) -> BatchPart:
+    def _part(self, trees: slice, tokens: slice, prompt_tokens: slice, branches: slice, mismatched: slice) -> BatchPart:
         part = attrs.evolve(
             self,
             trees=self.trees[trees],
@@ -85,12 +93,15 @@ class TreeBatch:
             prompt_predictors=self.prompt_predictors[prompt_tokens],
             prompt_targets=self.prompt_targets[prompt_tokens],
             prompt_tree_ids=self.prompt_tree_ids[prompt_tokens] - trees.start,
+            mismatched_predictors=self.mismatched_predictors[mismatched],
+            mismatched_targets=self.mismatched_targets[mismatched],
+            mismatched_sequence_ids=self.mismatched_sequence_ids[mismatched] - branches.start,
             labels=None if self.labels is None else self.labels[branches],
             ranks=None if self.ranks is None else self.ranks[branches],
             margins=None if self.margins is None else self.margins[branches],
             ends=None if self.ends is None else self.ends[branches],
         )
-        return BatchPart(part, tokens, prompt_tokens, branches)
+        return BatchPart(part, tokens, prompt_tokens, branches, mismatched)
 
     def to(self, device: torch.device) -> TreeBatch:
         """Return the batch with every tensor on the device."""
@@ -118,6 +129,8 @@ class BatchPart:
     """Which of its Q."""
     branches: slice
     """Which of its B."""
+    mismatched: slice
+    """Which of its M."""
 
 
 def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = False) -> TreeBatch:
@@ -138,15 +151,17 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
     ends = [
         start + len(branch.token_ids) - 1
         for start, branch in zip(placement.branch_starts, (branch for tree in trees for branch in tree.branches), strict=True)
+        if branch.role != MISMATCHED
     ]
+    learned = [branch for tree in trees for branch in tree.completions]
     return TreeBatch(
         trees=tuple(trees),
         model_inputs=placement.model_inputs,
         slots=placement.slots,
         num_inputs=unshared if forward == "padded" else in_prompts + in_branches,
         num_unshared=unshared,
-        labels=_column([branch.label for tree in trees for branch in tree.branches], torch.bool),
-        ranks=_column([branch.rank for tree in trees for branch in tree.branches], torch.int64),
+        labels=_column([branch.label for branch in learned], torch.bool),
+        ranks=_column([branch.rank for branch in learned], torch.int64),
         margins=_margins(trees),
         ends=torch.tensor(ends) if with_ends else None,
         **predictions(trees, placement),
@@ -160,4 +175,4 @@ def _column(values: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
 def _margins(trees: Sequence[PromptTree]) -> Tensor | None:
     if all(tree.margin is None for tree in trees):
         return None
-    return torch.tensor([tree.margin or 0.0 for tree in trees for _ in tree.branches])
+    return torch.tensor([tree.margin or 0.0 for tree in trees for _ in tree.completions])

@@ -49,5 +49,8 @@ class DatasetStrategy(Protocol):
     name: ClassVar[str]
     layouts: ClassVar[frozenset[Layout]]
 
-    def parse(self, row: Mapping[str, Any]) -> Example:
-        """Return the row as an Example. Raises truing.RowError, saying which column is wrong and why; never mutates the row."""
+    def parse(self, row: Mapping[str, Any]) -> Example | Sequence[Example]:
+        """Return the row as an Example, or as several, each a sample of its own: both sides of a pair for a LABELED method, say.
+
+        Raises truing.RowError, saying which column is wrong and why; never mutates the row. A row that gives no Example is wrong.
+        """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from truing.data.row import RowLayout, Span, TreeSpan
-from truing.data.tree import PromptTree, TokenIds
+from truing.data.tree import MISMATCHED, PromptTree, TokenIds
 
 Forward = Literal["shared_prefix", "cached", "padded"]
 LAYOUT_ARGUMENT = "truing_layout"
@@ -127,12 +127,20 @@ def predictions(trees: Sequence[PromptTree], placement: Placement) -> dict[str, 
     masks = [(False, *tree.prompt_mask[1:]) if tree.prompt_mask else (False,) * len(tree.prompt_ids) for tree in trees]
     in_prompts = _Counted.of([tree.prompt_ids for tree in trees], masks)
     before = branch_starts[in_branches.rows] + in_branches.places - 1
+    predictors = torch.where(in_branches.places == 0, last_of_prompt[in_branches.rows], before)
+    learned = torch.tensor([branch.role != MISMATCHED for branch in branches])
+    own = learned[in_branches.rows]
+    # a mismatched branch has no number of its own, and here that of the branch before it
+    sequence_ids = (learned.cumsum(0) - 1)[in_branches.rows]
     return {
-        "predictors": torch.where(in_branches.places == 0, last_of_prompt[in_branches.rows], before),
-        "targets": in_branches.ids,
-        "sequence_ids": in_branches.rows,
-        "tree_ids": tree_ids,
-        "lengths": torch.tensor([branch.counted for branch in branches]),
+        "predictors": predictors[own],
+        "targets": in_branches.ids[own],
+        "sequence_ids": sequence_ids[own],
+        "tree_ids": tree_ids[learned],
+        "lengths": torch.tensor([branch.counted for branch in branches])[learned],
+        "mismatched_predictors": predictors[~own],
+        "mismatched_targets": in_branches.ids[~own],
+        "mismatched_sequence_ids": sequence_ids[~own],
         "prompt_predictors": prompt_starts[torch.tensor(firsts)][in_prompts.rows] + in_prompts.places - 1,
         "prompt_targets": in_prompts.ids,
         "prompt_tree_ids": in_prompts.rows,

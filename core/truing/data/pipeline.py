@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from truing.config.classes import DataConfig, TrainerConfig
+from truing.data.columns import shorten
 from truing.data.dataset import TreeDataset
 from truing.data.encode import Encoded, Encoder
 from truing.data.example import DatasetStrategy, Example
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-Parse = Callable[[Mapping[str, Any]], Example]
+Parse = Callable[[Mapping[str, Any]], Example | Sequence[Example]]
 _ROWS_AT_ONCE = 256
 
 
@@ -63,12 +65,10 @@ def prepare(
         parse = _bind(source.format, layout, settings, index, tokenizer)
         maker.add(load_rows(source, base_dir), parse, source.on_bad_row)
         ends.append(len(maker.trees))
-    dataset = maker.finish(" and ".join(map(describe, sources)))
+    maker.check_not_empty(" and ".join(map(describe, sources)))
     if len(sources) > 1 and None not in weights:
-        mixed = dataset.select(_mixture(ends, [weight or 0.0 for weight in weights], trainer.seed, sources))
-        maker.report.rows_not_mixed = len(dataset) - len(mixed)
-        dataset = mixed
-    return _finish_report(dataset, maker.report)
+        return maker.finish(_mixture(ends, [weight or 0.0 for weight in weights], trainer.seed, sources))
+    return maker.finish()
 
 
 def prepare_rows(
@@ -89,7 +89,8 @@ def prepare_rows(
     watch = Watch()
     watch_files_of(rows, watch)
     maker.add(watched(number_rows(rows, "dataset"), watch), _bind(strategy, layout, settings, 0, tokenizer), on_bad_row)
-    return _finish_report(maker.finish("the dataset"), maker.report)
+    maker.check_not_empty("the dataset")
+    return maker.finish()
 
 
 def _bind(strategy: DatasetStrategy | FunctionStrategy, layout: Layout, config: Any, index: int, tokenizer: Any) -> Parse:
@@ -101,7 +102,7 @@ def _bind(strategy: DatasetStrategy | FunctionStrategy, layout: Layout, config: 
     if isinstance(strategy, FunctionStrategy):
         return strategy.bind(layout=layout, config=config, dataset_idx=index, tokenizer=tokenizer)
 
-    def parse(row: Mapping[str, Any]) -> Example:
+    def parse(row: Mapping[str, Any]) -> Example | Sequence[Example]:
         try:
             return strategy.parse(row)
         except RowError:
@@ -133,12 +134,6 @@ def _mixture(ends: Sequence[int], weights: Sequence[float], seed: int, sources: 
     return [int(index) for index in np.concatenate(drawn)]
 
 
-def _finish_report(dataset: TreeDataset, report: DataReport) -> tuple[TreeDataset, DataReport]:
-    report.rows_kept = len(dataset)
-    report.tokens = sum(dataset.length(index) for index in range(len(dataset)))
-    return dataset, report
-
-
 @attrs.frozen
 class _TreeMaker:
     """Adds the trees of one dataset after another, under the run's limits of length."""
@@ -148,6 +143,8 @@ class _TreeMaker:
     report: DataReport
     trees: TreeDataset
     keep_text: bool
+    rows: array[int] = attrs.field(factory=lambda: array("q"))
+    """Of each tree the number of the row that it was made of."""
 
     @classmethod
     def create(cls, encoder: Encoder, trainer: TrainerConfig, context_length: int | None, *, keep_text: bool = False) -> _TreeMaker:
@@ -167,30 +164,46 @@ class _TreeMaker:
         """Read, encode and keep rows, some hundreds at a time, for tokenizers are faster on many texts."""
         remaining = iter(rows)
         while batch := list(itertools.islice(remaining, _ROWS_AT_ONCE)):
+            first = self.report.rows_read
             self.report.rows_read += len(batch)
             self.report.rows_unfinished += sum(row.unfinished for row in batch)
             parsed = [_try_parse(row, parse) for row in batch]
-            encoded = iter(self.encoder.encode([example for example in parsed if isinstance(example, Example)]))
-            for row, example in zip(batch, parsed, strict=True):
-                result = example if isinstance(example, RowError) else next(encoded)
-                if isinstance(result, Encoded):
-                    self._keep(result, row.where)
-                elif row.breaks_off:
-                    raise DataError(f"{row.where}: {result}") from result
-                elif on_bad_row == "skip":
-                    self.report.skip(row.where, str(result))
+            good = (examples for examples in parsed if not isinstance(examples, RowError))
+            encoded = iter(self.encoder.encode(list(itertools.chain.from_iterable(good))))
+            for number, (row, examples) in enumerate(zip(batch, parsed, strict=True), start=first):
+                try:
+                    trees = _all_or_none(examples, encoded)
+                except RowError as error:
+                    self._refuse(row, error, on_bad_row)
                 else:
-                    raise DataError(
-                        f"{row.where}: {result}. data.on_bad_row: skip leaves such rows out and counts them"
-                    ) from result
+                    self.report.samples_read += len(trees)
+                    for tree in trees:
+                        self._keep(tree, number, row.where)
 
-    def finish(self, name: str) -> TreeDataset:
-        """Return the trees. Raises DataError where none is left."""
+    def _refuse(self, row: Row, error: RowError, on_bad_row: Literal["error", "skip"]) -> None:
+        if row.breaks_off:
+            raise DataError(f"{row.where}: {error}") from error
+        if on_bad_row == "error":
+            raise DataError(f"{row.where}: {error}. data.on_bad_row: skip leaves such rows out and counts them") from error
+        self.report.skip(row.where, str(error))
+
+    def check_not_empty(self, name: str) -> None:
+        """Raise DataError where no tree is left."""
         if not len(self.trees):
             raise DataError(f"data: no row of {name} can be trained on: {'; '.join(map(str.strip, self.report.lines()))}")
-        return self.trees
 
-    def _keep(self, encoded: Encoded, where: str) -> None:
+    def finish(self, chosen: Sequence[int] | None = None) -> tuple[TreeDataset, DataReport]:
+        """Return all trees, or the chosen ones in this order, with their report."""
+        dataset, report = self.trees, self.report
+        if chosen is not None:
+            dataset = dataset.select(chosen)
+            report.rows_not_mixed = len(self.trees) - len(dataset)
+        report.samples_kept = len(dataset)
+        report.rows_kept = len({self.rows[index] for index in chosen} if chosen is not None else set(self.rows))
+        report.tokens = sum(dataset.length(index) for index in range(len(dataset)))
+        return dataset, report
+
+    def _keep(self, encoded: Encoded, row: int, where: str) -> None:
         report = self.report
         tree = self._fit(encoded.tree, where)
         if tree is None:
@@ -202,6 +215,7 @@ class _TreeMaker:
         else:
             text = self.encoder.prompt_text(encoded, tree) if self.keep_text else None
             self.trees.append(tree, encoded.rendered.example.prompt, text)
+            self.rows.append(row)
             report.prompts_split += encoded.prompt_split
             report.prompts_invented += encoded.prompt_invented
             report.notes.update(encoded.rendered.example.notes)
@@ -233,13 +247,31 @@ class _TreeMaker:
                 self.report.ends_lost += self.encoder.has_end(whole.token_ids)
 
 
-def _try_parse(row: Row, parse: Parse) -> Example | RowError:
+def _try_parse(row: Row, parse: Parse) -> Sequence[Example] | RowError:
+    """Return the samples that a row gives, one at least, or why it gives none."""
     if row.problem is not None:
         return RowError(row.problem)
     try:
-        return parse(row.columns)
+        parsed = parse(row.columns)
     except RowError as error:
         return error
+    examples = [parsed] if isinstance(parsed, Example) else parsed
+    if not isinstance(examples, (list, tuple)) or not all(isinstance(example, Example) for example in examples):
+        return RowError(f"the format must make an Example of the row, or a list of them, and made {shorten(parsed)}")
+    return examples or RowError("the format makes no sample of the row, and does not say why")
+
+
+def _all_or_none(examples: Sequence[Example] | RowError, encoded: Iterator[Encoded | RowError]) -> list[Encoded]:
+    """Return the next trees, those of one row's samples. Raises RowError where one of them has none: the row is not split."""
+    if isinstance(examples, RowError):
+        raise examples
+    trees = []
+    # all are taken, for the next row's follow
+    for result in list(itertools.islice(encoded, len(examples))):
+        if isinstance(result, RowError):
+            raise result
+        trees.append(result)
+    return trees
 
 
 def _keep_end(tree: PromptTree, most: int, bos: int | None) -> PromptTree:

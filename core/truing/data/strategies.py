@@ -204,7 +204,9 @@ class FunctionStrategy:
 
     layouts: ClassVar[frozenset[Layout]] = frozenset(_FUNCTION_ROWS)
 
-    def bind(self, *, layout: Layout, config: Any, dataset_idx: int, tokenizer: Any) -> Callable[[Mapping[str, Any]], Example]:
+    def bind(
+        self, *, layout: Layout, config: Any, dataset_idx: int, tokenizer: Any
+    ) -> Callable[[Mapping[str, Any]], Example | Sequence[Example]]:
         """Call the user's function and return `parse` for the rows of one dataset.
 
         Raises ConfigError where the function cannot be found, loaded or called, or returns something else.
@@ -228,7 +230,7 @@ class FunctionStrategy:
             raise ConfigError(f'data.format {self.name}: remove_columns must be a list of columns or "__all__", got {removed!r}')
         passed = {key: tokenizer for key in ("tokenizer", "processing_class") if key in _parameters(transform)}
 
-        def parse(row: Mapping[str, Any]) -> Example:
+        def parse(row: Mapping[str, Any]) -> Example | Sequence[Example]:
             try:
                 changed = transform(copy.deepcopy(dict(row)), **passed)
             except RowError:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import attrs
 
 TokenIds = tuple[int, ...]
+MISMATCHED = "mismatched"
+"""The role of a branch that is the completion of another prompt."""
 
 
 @attrs.frozen(kw_only=True)
@@ -20,7 +22,7 @@ class Branch:
     token_ids: TokenIds
     loss_mask: tuple[bool, ...]
     role: str = "completion"
-    """What the branch is to its prompt: "chosen", "rejected", "completion"."""
+    """What the branch is to its prompt: "chosen", "rejected", "completion", "mismatched"."""
     label: bool | None = None
     rank: int | None = None
 
@@ -49,9 +51,19 @@ class PromptTree:
     columns: Mapping[str, Any] = attrs.field(factory=dict, eq=False)
 
     @property
+    def completions(self) -> tuple[Branch, ...]:
+        """The branches that a loss learns from: all but a mismatched one."""
+        return tuple(branch for branch in self.branches if branch.role != MISMATCHED)
+
+    @property
     def counted(self) -> int:
-        """How many tokens of the branches the loss counts."""
-        return sum(branch.counted for branch in self.branches)
+        """How many tokens of these the loss counts."""
+        return sum(branch.counted for branch in self.completions)
+
+    @property
+    def counted_mismatched(self) -> int:
+        """How many tokens of mismatched branches it reads."""
+        return sum(branch.counted for branch in self.branches if branch.role == MISMATCHED)
 
     @property
     def counted_in_prompt(self) -> int:

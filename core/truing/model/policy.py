@@ -19,7 +19,7 @@ from truing.model.cached import cached_hidden
 from truing.model.head import Part, fused_loss, score_logits, score_tokens, tokens_together
 from truing.model.logits import Head, TokenScores, wide
 
-OFFERED = Needs.REFERENCE_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
+OFFERED = Needs.REFERENCE_LOGPS | Needs.MISMATCHED_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
 """What the forward and the reference can give a loss today."""
 
 
@@ -33,9 +33,16 @@ class PolicyOutput:
     """[T] of the value head, at each token's predictor."""
     scores: Tensor | None = None
     """[B] of the score head, at each branch's last token."""
+    mismatched_logps: Tensor | None = None
+    """[M] log-probabilities of mismatched completions' counted tokens, without gradient."""
+
+    @property
+    def logps(self) -> Tensor:
+        """[T + M] log-probabilities of the counted completion tokens, then those of mismatched ones if they were asked for."""
+        return self.tokens.logps if self.mismatched_logps is None else torch.cat((self.tokens.logps, self.mismatched_logps))
 
     def differentiable(self) -> dict[str, Tensor]:
-        """Return what is there, by the names of LossInputs' fields."""
+        """Return what is there and has a gradient, by the names of LossInputs' fields."""
         named = {
             "token_logps": self.tokens.logps,
             "token_entropy": self.tokens.entropy,
@@ -45,6 +52,10 @@ class PolicyOutput:
             "scores": self.scores,
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+Score = Callable[[Tensor, Tensor], TokenScores]
+"""Scores targets [N] at predictors [N]."""
 
 
 class Objective(Protocol):
@@ -109,9 +120,13 @@ class Policy(nn.Module):
                 return output if objective is None else objective(batch.whole(), output)
             hidden = self._hidden(batch)
             head = Head.of(self.causal_lm)
+
+            def score(at: Tensor, targets: Tensor) -> TokenScores:
+                return score_tokens(hidden[at], targets, head, needs)
+
             if objective is not None and self._fuses(head, needs):
-                return _fused(hidden, batch, head, needs, objective)
-            output = self._output(batch, needs, lambda at, targets: score_tokens(hidden[at], targets, head, needs), hidden)
+                return _fused(hidden, batch, head, needs, objective, _mismatched(batch, needs, score))
+            output = self._output(batch, needs, score, hidden)
             return output if objective is None else objective(batch.whole(), output)
 
     def _hidden(self, batch: TreeBatch) -> Tensor:
@@ -122,16 +137,20 @@ class Policy(nn.Module):
         hidden: Tensor = decoder(**batch.model_inputs, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)
 
-    def _output(
-        self, batch: TreeBatch, needs: Needs, score: Callable[[Tensor, Tensor], TokenScores], hidden: Tensor | None = None
-    ) -> PolicyOutput:
+    def _output(self, batch: TreeBatch, needs: Needs, score: Score, hidden: Tensor | None = None) -> PolicyOutput:
         values = scores = None
         if hidden is not None and Needs.VALUES in needs and self.value_head is not None:
             values = _read(self.value_head, hidden[batch.predictors])
         if hidden is not None and Needs.SCORES in needs and self.score_head is not None:
             scores = _read(self.score_head, hidden[batch.ends])
         in_prompt = score(batch.prompt_predictors, batch.prompt_targets) if Needs.PROMPT_LOGPS in needs else None
-        return PolicyOutput(score(batch.predictors, batch.targets), in_prompt, values=values, scores=scores)
+        return PolicyOutput(
+            score(batch.predictors, batch.targets),
+            in_prompt,
+            values=values,
+            scores=scores,
+            mismatched_logps=_mismatched(batch, needs, score),
+        )
 
     def _fuses(self, head: Head, needs: Needs) -> bool:
         # in fp16 gradients must be scaled before they are rounded, which happens in the backward only
@@ -150,7 +169,17 @@ def _read(head: nn.Linear, hidden: Tensor) -> Tensor:
     return numbers.to(wide(numbers.dtype))
 
 
-def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective: Objective) -> Tensor:
+@torch.no_grad()
+def _mismatched(batch: TreeBatch, needs: Needs, score: Score) -> Tensor | None:
+    """Return [M]."""
+    if Needs.MISMATCHED_LOGPS not in needs:
+        return None
+    return score(batch.mismatched_predictors, batch.mismatched_targets).logps
+
+
+def _fused(
+    hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective: Objective, mismatched_logps: Tensor | None
+) -> Tensor:
     """Return the objective's value, by way of `fused_loss`."""
     has_prompt = Needs.PROMPT_LOGPS in needs
     predictors, targets = batch.predictors, batch.targets
@@ -161,7 +190,9 @@ def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective
         size, in_prompt = len(part.batch.targets), len(part.batch.prompt_targets) if has_prompt else 0
 
         def loss(scores: TokenScores) -> Tensor:
-            return objective(part, PolicyOutput(scores[:size], scores[size:] if has_prompt else None))
+            mismatched = None if mismatched_logps is None else mismatched_logps[part.mismatched]
+            output = PolicyOutput(scores[:size], scores[size:] if has_prompt else None, mismatched_logps=mismatched)
+            return objective(part, output)
 
         if not in_prompt:
             return Part(part.tokens, size, loss)
@@ -175,9 +206,15 @@ def _fused(hidden: Tensor, batch: TreeBatch, head: Head, needs: Needs, objective
 
 
 def loss_inputs(
-    batch: TreeBatch, output: PolicyOutput, layout: Layout, *, reference_token_logps: Tensor | None = None
+    batch: TreeBatch,
+    output: PolicyOutput,
+    layout: Layout,
+    *,
+    reference_token_logps: Tensor | None = None,
+    mismatched_reference_token_logps: Tensor | None = None,
 ) -> LossInputs:
     """Join what the dataset says of a batch with what the models say, as a loss reads it."""
+    mismatched = output.mismatched_logps
     fields: dict[str, Any] = output.differentiable()
     return LossInputs(
         layout=layout,
@@ -187,6 +224,9 @@ def loss_inputs(
         prompt_tree_ids=batch.prompt_tree_ids if output.prompt_tokens else None,
         **fields,
         reference_token_logps=reference_token_logps,
+        mismatched_token_logps=mismatched,
+        mismatched_reference_token_logps=None if mismatched is None else mismatched_reference_token_logps,
+        mismatched_sequence_ids=None if mismatched is None else batch.mismatched_sequence_ids,
         labels=batch.labels,
         ranks=batch.ranks,
         margins=batch.margins,

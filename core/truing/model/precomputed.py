@@ -36,18 +36,18 @@ class Precomputed:
     """Log-probabilities taken once, before training, of every tree; the model that gave them can be let go."""
 
     logps: Tensor
-    """Of all counted completion tokens, by sample."""
+    """Of all counted completion tokens, by sample; those of its mismatched completion come last."""
     starts: Tensor
     """[samples + 1] int64, where each sample's begin."""
 
     def token_logps(self, batch: TreeBatch) -> Tensor:
-        """Return [T], on the batch's device."""
+        """Return [T + M], on the batch's device."""
         return self.of_trees(batch.trees).to(batch.targets.device, non_blocking=True)
 
     def of_trees(self, trees: Sequence[PromptTree]) -> Tensor:
-        """Return [T] of these trees, on the CPU."""
+        """Return [T + M] of these trees, on the CPU."""
         starts = self.starts
-        return torch.cat([self.logps[int(starts[tree.sample_id]) : int(starts[tree.sample_id + 1])] for tree in trees])
+        return join_trees([self.logps[int(starts[tree.sample_id]) : int(starts[tree.sample_id + 1])] for tree in trees], trees)
 
     @classmethod
     def of(
@@ -69,9 +69,8 @@ class Precomputed:
         mine = (some[rank::ranks] for some in in_chunks(trees))
         for micro_batch in itertools.chain.from_iterable(pack(some, budget, policy.layout) for some in mine if some):
             batch = collate(micro_batch, policy.layout).to(policy.causal_lm.device)
-            logps = reference.token_logps(batch).cpu().split([tree.counted for tree in micro_batch])
-            # copies, for a view would be sent with all that it is a view of
-            found.update({tree.sample_id: part.clone() for tree, part in zip(micro_batch, logps, strict=True)})
+            logps = split_by_tree(reference.token_logps(batch).cpu(), micro_batch)
+            found.update({tree.sample_id: part for tree, part in zip(micro_batch, logps, strict=True)})
             alive()
         if ranks > 1:
             found = {sample: logps for part in gather_object([found]) for sample, logps in part.items()}
@@ -102,6 +101,19 @@ class Precomputed:
     def seal(self) -> str:
         """Return a hash of every number."""
         return digest([("logps", self.logps), ("starts", self.starts)])
+
+
+def split_by_tree(logps: Tensor, trees: Sequence[PromptTree]) -> list[Tensor]:
+    """Return a batch's [T + M] log-probabilities as those of each of its trees, copies."""
+    counted, mismatched = [tree.counted for tree in trees], [tree.counted_mismatched for tree in trees]
+    own, other = logps.split([sum(counted), sum(mismatched)])
+    return [torch.cat(pair) for pair in zip(own.split(counted), other.split(mismatched), strict=True)]
+
+
+def join_trees(parts: Sequence[Tensor], trees: Sequence[PromptTree]) -> Tensor:
+    """Return what `split_by_tree` split."""
+    pairs = [part.split([tree.counted, tree.counted_mismatched]) for part, tree in zip(parts, trees, strict=True)]
+    return torch.cat([own for own, _ in pairs] + [other for _, other in pairs])
 
 
 def reference_file(reference: LiveReference, policy: Policy, trees: Trees, precision: str) -> Path:

@@ -168,11 +168,11 @@ def _logps_and_gradients(policy: Policy, trees: Sequence[PromptTree], forward: F
     trained = _small_weights(policy)
     policy.layout = forward
     batch = collate(trees, forward).to(policy.causal_lm.device)
-    logps = policy(batch).tokens.logps
+    output = policy(batch, Needs.MISMATCHED_LOGPS)
     # alternating signs: a plain sum would let the errors of a tree's branches cancel each other
     signs = 1.0 - 2.0 * (batch.sequence_ids % 2)
-    found = torch.autograd.grad((logps * signs).sum(), trained, allow_unused=True)
-    return logps.detach(), [torch.zeros(1) if gradient is None else gradient for gradient in found]
+    found = torch.autograd.grad((output.tokens.logps * signs).sum(), trained, allow_unused=True)
+    return output.logps.detach(), [torch.zeros(1) if gradient is None else gradient for gradient in found]
 
 
 def _dtype(policy: Policy) -> torch.dtype:

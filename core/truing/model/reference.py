@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.data.batch import TreeBatch
+from truing.loss import Needs
 from truing.model.policy import Policy
 
 
@@ -17,7 +18,7 @@ class Reference(Protocol):
     """Gives the reference model's log-probabilities of a batch's counted tokens."""
 
     def token_logps(self, batch: TreeBatch) -> Tensor:
-        """Return [T], without gradient."""
+        """Return [T + M], without gradient: those of mismatched completions come last."""
 
 
 class LiveReference(Reference, Protocol):
@@ -42,10 +43,10 @@ class AdapterOff:
 
     @torch.no_grad()
     def token_logps(self, batch: TreeBatch) -> Tensor:
-        """Return [T]."""
+        """Return [T + M]."""
         training = self.policy.training
         self.policy.eval()  # a reference has no dropout, and a copy is in this mode too
-        logps: Tensor = self.policy(batch, adapter=False).tokens.logps
+        logps: Tensor = self.policy(batch, Needs.MISMATCHED_LOGPS, adapter=False).logps
         self.policy.train(training)
         return logps
 
@@ -63,6 +64,6 @@ class FrozenCopy:
 
     @torch.no_grad()
     def token_logps(self, batch: TreeBatch) -> Tensor:
-        """Return [T]."""
-        logps: Tensor = self.policy(batch).tokens.logps
+        """Return [T + M]."""
+        logps: Tensor = self.policy(batch, Needs.MISMATCHED_LOGPS).logps
         return logps

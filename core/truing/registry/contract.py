@@ -122,11 +122,10 @@ def _is_frozen(cls: type) -> bool:
 
 
 def _check_loss(cls: type) -> None:
-    layout, scope = getattr(cls, "layout", None), getattr(cls, "scope", None)
+    layout = getattr(cls, "layout", None)
     if not isinstance(layout, Layout):
         raise PluginError(f"`layout` is {layout!r}; it must be one of {', '.join(map(str, Layout))}")
-    if scope not in ("example", "step"):
-        raise PluginError(f'`scope` is {scope!r}; it must be "example" (the default of truing.Loss) or "step"')
+    _check_scope(cls)
     _check_callable(cls, "__call__", Loss, "__call__(self, inputs: LossInputs) -> LossOutput")
     _check_needs(cls, "needs", Loss)
     _check_prompt_tokens(cls)
@@ -147,7 +146,7 @@ def _check_strategy(cls: type) -> None:
     layouts = getattr(cls, "layouts", None)
     if not (isinstance(layouts, frozenset) and layouts and all(isinstance(layout, Layout) for layout in layouts)):
         raise PluginError(f"`layouts` is {layouts!r}; it must be a frozenset of Layout, such as frozenset({{Layout.PAIRED}})")
-    _check_callable(cls, "parse", DatasetStrategy, "parse(self, row) -> Example")
+    _check_callable(cls, "parse", DatasetStrategy, "parse(self, row) -> Example, or a list of them")
 
 
 def _check_reward(cls: type) -> None:
@@ -198,6 +197,17 @@ def _check_needs(cls: type, member: str, protocol: type) -> None:
         needs = getattr(cls(), member)
     if not isinstance(needs, Needs):
         raise PluginError(f"`{member}` is {needs!r}; it must be a truing.Needs, such as Needs.REFERENCE_LOGPS or Needs.NOTHING")
+
+
+def _check_scope(cls: type) -> None:
+    scope = getattr(cls, "scope", None)
+    if isinstance(scope, property):
+        if _required(cls):
+            return
+        with isolated("`scope` failed with the default settings", "make it work with them"):
+            scope = cls().scope
+    if scope not in ("example", "step"):
+        raise PluginError(f'`scope` is {scope!r}; it must be "example" (the default of truing.Loss) or "step"')
 
 
 def _check_prompt_tokens(cls: type) -> None:

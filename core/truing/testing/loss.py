@@ -78,7 +78,12 @@ def _call(loss: Any, inputs: LossInputs) -> LossOutput:
 
 def _named(output: LossOutput) -> dict[str, Term]:
     terms = {f"term {index}": term for index, term in enumerate(output.terms)}
-    return {**terms, **{f"metric {name!r}": term for name, term in output.metrics.items()}}
+    metrics = {
+        f"metric {name!r}" + (f"[{index}]" if index else ""): term
+        for name, parts in output.metric_terms.items()
+        for index, term in enumerate(parts)
+    }
+    return {**terms, **metrics}
 
 
 def _sums(loss: Any, inputs: LossInputs) -> dict[str, Tensor]:
@@ -94,13 +99,16 @@ def _check_prompt_tokens(loss: Any) -> None:
 
 def _check_terms(loss: Any, inputs: LossInputs) -> None:
     prompt_tokens = 0 if inputs.prompt_token_logps is None else len(inputs.prompt_token_logps)
-    paired = inputs.layout is Layout.PAIRED
+    paired, labels = inputs.layout is Layout.PAIRED, inputs.labels
+    desirable = None if labels is None else int(labels.sum())
     sizes = {
         "example": [int(inputs.tree_ids.max()) + 1],
         "sequence": [len(inputs.lengths)],
         "token": _with_prompts(len(inputs.token_logps), prompt_tokens),
         "pair": [len(inputs.lengths) // 2] if paired else [],
         "chosen_token": _with_prompts(len(inputs.chosen.token_logps), prompt_tokens) if paired else [],
+        "desirable": [len(inputs.lengths), desirable] if desirable is not None else [],
+        "undesirable": [len(inputs.lengths), len(inputs.lengths) - desirable] if desirable is not None else [],
     }
     for title, term in _named(_call(loss, inputs)).items():
         if term.per == "constant":
@@ -108,7 +116,8 @@ def _check_terms(loss: Any, inputs: LossInputs) -> None:
                 f'{title} is per "constant" and must be one number, got shape {list(term.values.shape)}'
             )
         else:
-            assert sizes[term.per], f"{title} is per {term.per!r}, which only PAIRED batches have; this one is {inputs.layout.name}"
+            owner = "LABELED" if "desirable" in term.per else "PAIRED"
+            assert sizes[term.per], f"{title} is per {term.per!r}, which only {owner} batches have; this one is {inputs.layout.name}"
             assert term.values.dim() == 1 and len(term.values) in sizes[term.per], (
                 f"{title} is per {term.per!r} and must have shape [{sizes[term.per][0]}] here, got {list(term.values.shape)}; "
                 "return values as they are, and core sums and divides"

@@ -29,28 +29,37 @@ def check_dataset_strategy(
     reader = as_settings("dataset_strategy", strategy)
     assert rows, "check_dataset_strategy needs at least one row that the format can read"
     for number, row in enumerate(rows):
-        example = _parse(reader, row, number)
+        examples = _parse(reader, row, number)
         for layout in sorted(reader.layouts, key=str):
-            _check_fits(reader, example, layout, number)
+            for example in examples:
+                _check_fits(reader, example, layout, number)
     settings = [value for value in attrs.asdict(reader, recurse=False).values() if isinstance(value, str)]
     columns = {column for row in (*rows, *bad_rows) for column in row} | set(settings)
     for number, row in enumerate(bad_rows):
         _check_refuses(reader, row, number, columns)
 
 
-def _parse(strategy: Any, row: Row, number: int) -> Example:
+def _parse(strategy: Any, row: Row, number: int) -> Sequence[Example]:
     name, before = type(strategy).__name__, copy.deepcopy(row)
     try:
-        example = strategy.parse(row)
+        examples = _as_list(strategy.parse(row))
     except Exception as error:
         raise AssertionError(f"{name}.parse failed on row {number}, {row}: {type(error).__name__}: {error}") from error
-    assert isinstance(example, Example), f"{name}.parse must return a truing.Example, got {type(example).__name__} for row {number}"
+    assert examples, f"{name}.parse makes nothing of row {number}, {row}; raise truing.RowError for such a row, and say why"
+    for example in examples:
+        assert isinstance(example, Example), (
+            f"{name}.parse must return a truing.Example or a list of them, got {type(example).__name__} for row {number}"
+        )
     assert row == before, f"{name}.parse changes row {number}; rows are shared with later epochs and other formats: copy first"
-    again = strategy.parse(row)
-    assert attrs.asdict(again, recurse=False) == attrs.asdict(example, recurse=False), (
+    again = _as_list(strategy.parse(row))
+    assert [attrs.asdict(each, recurse=False) for each in again] == [attrs.asdict(each, recurse=False) for each in examples], (
         f"{name}.parse reads row {number} in two ways when it is called twice; it must not draw random numbers or remember rows"
     )
-    return example
+    return examples
+
+
+def _as_list(parsed: Any) -> Sequence[Any]:
+    return parsed if isinstance(parsed, (list, tuple)) else [parsed]
 
 
 def _check_fits(strategy: Any, example: Example, layout: Layout, number: int) -> None:

@@ -35,7 +35,13 @@ class LossObjective:
     """Whether all was, a bool scalar by the guard's words."""
     state: dict[str, Any] | None = None
     """The loss's new state, if it returned one."""
-    _reference_logps: Tensor | None = None
+    _reference_logps: tuple[Tensor, Tensor] | None = None
+    """[T] and [M]."""
+
+    @property
+    def needs(self) -> Needs:
+        """What the policy's forward must give."""
+        return self.run.needs
 
     @property
     def divisible(self) -> bool:
@@ -45,12 +51,21 @@ class LossObjective:
     def prepare(self, batch: TreeBatch) -> None:
         """Do what comes before the policy's forward."""
         if self.reference is not None and Needs.REFERENCE_LOGPS in self.run.needs:
-            self._reference_logps = self.reference.token_logps(batch)
+            logps = self.reference.token_logps(batch)
+            self._reference_logps = logps[: len(batch.targets)], logps[len(batch.targets) :]
 
     def inputs(self, part: BatchPart, output: PolicyOutput) -> LossInputs:
         """Return what the loss reads of a part."""
-        logps = None if self._reference_logps is None else self._reference_logps[part.tokens]
-        return loss_inputs(part.batch, output, self.run.loss.layout, reference_token_logps=logps)
+        logps = mismatched = None
+        if self._reference_logps is not None:
+            logps, mismatched = self._reference_logps[0][part.tokens], self._reference_logps[1][part.mismatched]
+        return loss_inputs(
+            part.batch,
+            output,
+            self.run.loss.layout,
+            reference_token_logps=logps,
+            mismatched_reference_token_logps=mismatched,
+        )
 
     def __call__(self, part: BatchPart, output: PolicyOutput) -> Tensor:
         """Return the part's share of the step's loss."""
@@ -68,6 +83,8 @@ class KnownGradients:
     """Carries gradients of the step's loss, by field of LossInputs, back into the forward that they are with respect to."""
 
     gradients: dict[str, Tensor]
+    needs: Needs
+    """What the policy's forward must give."""
     random: Any
     """The random generators' state at the forward that was differentiated, which this one repeats."""
     shares: dict[str, Tensor]
@@ -141,7 +158,7 @@ def _differentiate_whole_step(run: Run, micro_batches: Sequence[MicroBatch], cou
     output, loss, shares = _call(run, inputs, counts, _examples(inputs))
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else [None] * len(leaves)
     gradients = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
-    objectives = []
+    objectives, needs = [], run.needs & ~Needs.MISMATCHED_LOGPS  # which have no gradient
     for micro_batch, (one, random) in zip(micro_batches, own, strict=True):
         sizes = {name: len(tensor) for name, tensor in differentiable(one).items() if name in gradients}
         if micro_batch.counts:
@@ -149,7 +166,8 @@ def _differentiate_whole_step(run: Run, micro_batches: Sequence[MicroBatch], cou
             starts = {name: start + sizes.get(name, 0) for name, start in starts.items()}
         else:
             mine = {name: gradients[name].new_zeros(size) for name, size in sizes.items()}
-        objectives.append(KnownGradients(gradients=mine, random=random, shares=_on_first_rank(run, shares, nothing=True)))
+        none = _on_first_rank(run, shares, nothing=True)
+        objectives.append(KnownGradients(gradients=mine, needs=needs, random=random, shares=none))
     objectives[0].shares = _on_first_rank(run, shares)
     objectives[0].finite = _finite(inputs, loss)
     objectives[-1].state = _state_of(run, output)
@@ -204,8 +222,18 @@ def add_finite(total: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
 
 
 def _finite(inputs: LossInputs, loss: Tensor | None = None) -> dict[str, Tensor]:
-    seen = {LOSS: loss, LOGPS: inputs.token_logps, REFERENCE: inputs.reference_token_logps}
-    return {word: tensor.detach().isfinite().all() for word, tensor in seen.items() if tensor is not None}
+    seen = (
+        (LOSS, loss),
+        (LOGPS, inputs.token_logps),
+        (LOGPS, inputs.mismatched_token_logps),
+        (REFERENCE, inputs.reference_token_logps),
+        (REFERENCE, inputs.mismatched_reference_token_logps),
+    )
+    found: dict[str, Tensor] = {}
+    for word, tensor in seen:
+        if tensor is not None:
+            add_finite(found, {word: tensor.detach().isfinite().all()})
+    return found
 
 
 def _zero(output: PolicyOutput) -> Tensor:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from truing.config import TrainConfig
 from truing.data.load import check_source
 from truing.errors import ConfigError, PluginError, SetupError
-from truing.loss import Layout
+from truing.loss import Layout, Needs
 from truing.model.policy import OFFERED
 from truing.train.given import Given
 
@@ -34,6 +34,10 @@ def _check_method(config: TrainConfig) -> None:
     if missing:
         names = ", ".join(str(need.name) for need in missing)
         raise PluginError(f"method {method.name!r} needs {names}, which this version of truing does not compute")
+    if Needs.MISMATCHED_LOGPS in method.needs and method.layout is not Layout.LABELED:
+        raise PluginError(
+            f"method {method.name!r} needs MISMATCHED_LOGPS, which exist for Layout.LABELED, and its layout is {method.layout}"
+        )
 
 
 def _check_machine(config: TrainConfig) -> None:

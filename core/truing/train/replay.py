@@ -21,6 +21,7 @@ from truing.data.dataset import TreeDataset
 from truing.data.tree import PromptTree
 from truing.errors import ConfigError
 from truing.model.attention import use_own_attention, use_tree_attention
+from truing.model.precomputed import join_trees, split_by_tree
 from truing.model.reference import FrozenCopy
 from truing.registry import Registry
 from truing.train.console import Reporter
@@ -93,7 +94,9 @@ def _data(config: TrainConfig, skipped: SkippedStep) -> Data:
     trees = TreeDataset(config.method.layout)
     for tree in skipped.trees:
         trees.append(tree)
-    return Data(trees=trees, report=DataReport(rows_read=len(trees), rows_kept=len(trees)), eval_trees=None, eval_report=None)
+    count = len(trees)
+    report = DataReport(rows_read=count, rows_kept=count, samples_read=count, samples_kept=count)
+    return Data(trees=trees, report=report, eval_trees=None, eval_report=None)
 
 
 def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
@@ -126,12 +129,12 @@ class _Recorded:
     """The log-probabilities of the reference that were kept with a step."""
 
     def __init__(self, trees: Sequence[PromptTree], logps: Tensor) -> None:
-        parts = logps.split([tree.counted for tree in trees])
+        parts = split_by_tree(logps, trees)
         self._by_sample = {tree.sample_id: part for tree, part in zip(trees, parts, strict=True)}
 
     def token_logps(self, batch: TreeBatch) -> Tensor:
-        """Return [T]."""
-        return torch.cat([self._by_sample[tree.sample_id] for tree in batch.trees]).to(batch.targets.device)
+        """Return [T + M]."""
+        return join_trees([self._by_sample[tree.sample_id] for tree in batch.trees], batch.trees).to(batch.targets.device)
 
 
 def _compute(run: Run, skipped: SkippedStep) -> Replay:

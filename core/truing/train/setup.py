@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from truing.config import DataConfig, TrainConfig
 from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
+from truing.data.mismatched import with_mismatched
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError, first_line
@@ -153,10 +154,14 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
         }
         if rows is not None:
             source = (sources or config.data)[0]
-            return prepare_rows(rows, source.format, on_bad_row=source.on_bad_row, **shared)
-        if sources:
-            return prepare(sources, base_dir=config.base_dir, **shared)
-        return None, None
+            trees, report = prepare_rows(rows, source.format, on_bad_row=source.on_bad_row, **shared)
+        elif sources:
+            trees, report = prepare(sources, base_dir=config.base_dir, **shared)
+        else:
+            return None, None
+        if Needs.MISMATCHED_LOGPS in config.method.needs:
+            return with_mismatched(trees, report, config.trainer.seed), report
+        return trees, report
 
     trees, report = read(config.data, given.dataset)
     eval_trees, eval_report = read(config.eval_data, given.eval_dataset)

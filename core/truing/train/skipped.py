@@ -48,7 +48,7 @@ class SkippedStep:
     random: RandomState
     """Of the first rank, before the step."""
     reference_logps: Tensor | None
-    """[T] where the reference was precomputed."""
+    """[T + M] where the reference was precomputed."""
     damaged_state: Sequence[str]
     """Names within the optimiser's state that were not finite."""
     weights_file: str

@@ -93,7 +93,7 @@ def accumulate_gradients(run: Run, trees: Sequence[PromptTree]) -> StepResult:
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
             with accelerator.autocast():
                 objective.prepare(batch)
-                loss = run.wrapped(batch, run.needs, objective=objective)
+                loss = run.wrapped(batch, objective.needs, objective=objective)
             # accelerate averages gradients over ranks, and the counts are those of all ranks
             accelerator.backward(loss * micro_batch.weight * accelerator.num_processes)
         add_shares(result.metrics, {name: share * micro_batch.weight for name, share in objective.shares.items()})
