@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tests.benchmarks.arms import BETA
-from truing.data.tree import Branch, PromptTree
+from truing.data.tree import MISMATCHED, Branch, PromptTree
 from truing.testing import tiny_model
 
 LORA_RANK = 16
@@ -21,8 +21,6 @@ ADVANTAGES = (1.3, -0.9, 0.4, -1.6, 0.8, 0.1, -0.6, 0.5)
 """Of the eight completions of a prompt, in order; their sum is 0."""
 SPECIAL_IDS = 4
 """Ids below this one are special tokens, of which a batch has none."""
-MISMATCHED = "mismatched"
-"""The role of a completion that follows another's prompt."""
 
 
 @attrs.frozen
@@ -59,7 +57,7 @@ class Method:
     branches: int
     prompts: int | None = None
     settings: Mapping[str, Any] = attrs.field(factory=dict)
-    """Those of the method, where both sides have them by the same names."""
+    """Those of Truing's method; where TRL's trainer has them, by the same names."""
     reference: bool = False
     precomputed: bool = False
     lora: bool = False
@@ -102,7 +100,7 @@ METHODS = {
     "rm-centered": Method("rm", 2, settings={"center_rewards_coefficient": 0.1}),
     "sft": Method("sft", 1),
     "sft-padding-free": Method("sft", 1, padding_free=True),
-    "sft-all": Method("sft", 1, prompt_counted=True),
+    "sft-all": Method("sft", 1, settings={"train_on": "all"}, prompt_counted=True),
 }
 
 
