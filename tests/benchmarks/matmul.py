@@ -1,12 +1,12 @@
 """The matmul limit: how long a step would take if it were nothing but the matrix products that it cannot do without.
 
 Counted are the products of the linear layers, at every position of the batch that something is predicted from (each prompt once,
-each completion without its last token), and of the head, at every completion token: 2 operations per weight in the policy's
-forward, 4 in its backward but for a mismatched completion, 2 in the reference's forward where that is in the step. A reward
-model's head is one word wide, and reads each completion's last token too: its products are the body's. Under an adapter the frozen weights need no
-gradient of their own: 2 in the backward. Attention's own products, norms, the softmax over the vocabulary, the optimiser, and
-products that a method chooses to do twice are not counted: they are overhead. The rate is the best that this machine reaches on
-any of the model's own products.
+each completion without its last token), and of the head, at every token that is predicted: 2 operations per weight in the policy's
+forward, 4 in its backward, 2 in the reference's forward where that is in the step. A mismatched completion has no backward. A
+reward model reads the last token of a completion too, and its head is too narrow to count. Under an adapter the frozen weights
+need no gradient of their own: 2 in the backward. Attention's own products, norms, the softmax over the vocabulary, the optimiser,
+and products that a method chooses to do twice are not counted: they are overhead. The rate is the best that this machine reaches
+on any of the model's own products.
 """
 
 from __future__ import annotations

@@ -150,7 +150,8 @@ class TokenCounts:
 def count(trees: Sequence[PromptTree]) -> TokenCounts:
     """Count the tokens of a batch."""
     trained, mismatched = (
-        [(tree, branch) for tree in trees for branch in tree.branches if (branch.role == MISMATCHED) is asked] for asked in (False, True)
+        [(tree, branch) for tree in trees for branch in tree.branches if (branch.role == MISMATCHED) is asked]
+        for asked in (False, True)
     )
     real, padded = zip(*(_rows(side) for side in (trained, mismatched)), strict=True)
     unique = sum(tree.num_tokens for tree in trees)

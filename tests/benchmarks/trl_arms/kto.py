@@ -19,7 +19,7 @@ ROWS = {"prompt": ["1 and "] * 2, "completion": ["one more", "two"], "label": [T
 
 
 class KtoArm(TrlArm):
-    """KTOTrainer; the completions of its estimate of the KL divergence are the trees' own, one place on within the batch as there."""
+    """KTOTrainer, whose preparation moves completions one place on within a batch for the KL divergence, as the trees have them."""
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:
         model = make_model(case.shape)
