@@ -9,7 +9,7 @@ from truing.data.example import DatasetStrategy, Example
 from truing.dialect import Dialect
 from truing.errors import ConfigError, DataError, ModelError, PluginError, RowError, SetupError, TruingError
 from truing.hookspecs import hookimpl
-from truing.loss import Advantages, Layout, Loss, LossInputs, LossOutput, Needs, OnlineLoss, PromptTokens, Term
+from truing.loss import Advantages, Layout, Loss, LossInputs, LossOutput, Needs, OnlineLoss, PromptTokens, Scope, Term
 from truing.rewards import Reward
 from truing.rollout import Completion, LiveRollout, Rollout, RolloutRequest, Sampling, VersionSpan, WeightSource
 from truing.settings import setting
@@ -45,6 +45,7 @@ __all__ = [
     "RolloutRequest",
     "RowError",
     "Sampling",
+    "Scope",
     "SetupError",
     "Term",
     "TrainConfig",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
 import attrs
 
@@ -252,7 +252,7 @@ class LossOutput:
     @property
     def metric_terms(self) -> dict[str, Sequence[Term]]:
         """The Terms of each metric."""
-        return {name: (metric,) if isinstance(metric, Term) else metric for name, metric in self.metrics.items()}
+        return {name: metric if isinstance(metric, list | tuple) else (metric,) for name, metric in self.metrics.items()}
 
 
 @attrs.frozen(eq=False)
@@ -271,13 +271,19 @@ class Advantages:
     state: Mapping[str, Any] | None = None
 
 
+Scope: TypeAlias = Literal["example", "step"]
+"""Whether a loss may be called for some prompts of an optimiser step at a time, or must see the whole step at once.
+
+A "step" costs a second forward wherever a step is cut into micro-batches or shared out over processes.
+"""
+
+
 class Loss(Protocol):
     """A method's mathematics: an attrs class of settings that is called with a batch's log-probabilities.
 
-    It never moves devices, talks to ranks, sees padding, or takes a mean over a batch. `scope = "step"` asks core to call it once
-    with the whole optimiser step instead of once per micro-batch. A loss that keeps state also has `initial_state() -> dict`,
-    of numbers, strings, lists of these, and tensors; it is read as `inputs.state`, and returned, changed, by `advantages` or, with
-    `scope = "step"`, in `LossOutput.state`: once a step either way.
+    It never moves devices, talks to ranks, sees padding, or takes a mean over a batch. A loss that keeps state also has
+    `initial_state() -> dict`, of numbers, strings, lists of these, and tensors; it is read as `inputs.state`, and returned,
+    changed, by `advantages` or, with `scope` "step", in `LossOutput.state`: once a step either way.
 
     A loss that needs PROMPT_LOGPS gets those of every prompt token, and all are in its counts. One that counts fewer says so with
     a property `prompt_tokens`, one of "none", "assistant" and "all": "assistant" are the tokens of earlier assistant turns as the
@@ -288,13 +294,13 @@ class Loss(Protocol):
     layout: ClassVar[Layout]
 
     @property
-    def scope(self) -> Literal["example", "step"]:
-        """Whether `__call__` may be given some of a step at a time, or must see all of it; may depend on settings."""
-        return "example"
-
-    @property
     def needs(self) -> Needs:
         """What `__call__` reads besides the policy's log-probabilities."""
+
+    @property
+    def scope(self) -> Scope:
+        """How much of an optimiser step a call must see; a class variable in a loss where no setting changes it."""
+        return "example"
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the terms of the loss and its metrics."""

@@ -178,6 +178,8 @@ def advantages(self, rollouts):
         (variant(Hinge, name="hin_ge"), "the name 'hin_ge' is not allowed"),
         (variant(Hinge, layout="paired"), "`layout` is 'paired'; it must be one of Layout.SINGLE, Layout.PAIRED,"),
         (variant(Hinge, scope="batch"), '`scope` is \'batch\'; it must be "example" (the default of truing.Loss) or "step"'),
+        (variant(Hinge, scope=property(lambda self: "batch")), "`scope` is 'batch'; it must be"),
+        (variant(Hinge, scope=failing), "`scope` failed with the default settings (SystemExit: 3); make it work with them"),
         (variant(Hinge, __call__=None), "`__call__` is missing; define __call__(self, inputs: LossInputs) -> LossOutput"),
         (variant(Hinge, needs=None), "`needs` is missing; define it as a property that returns a truing.Needs"),
         (variant(Hinge, needs="reference"), "`needs` is 'reference'; it must be a truing.Needs, such as Needs.REFERENCE_LOGPS"),

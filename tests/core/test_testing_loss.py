@@ -115,7 +115,7 @@ def test_shapes_that_do_not_fit_what_they_are_per():
 @pytest.mark.parametrize("per", ["pair", "chosen_token"])
 def test_pairs_exist_in_the_paired_layout_only(per):
     bad = loss_like(Labelled, lambda self, inputs, good: LossOutput([Term(good.terms[0].values, per)]))
-    breaks(bad, f"per '{per}', which only PAIRED batches have; this one is LABELED")
+    breaks(bad, f"per '{per}', which only PAIRED batches have, not LABELED")
 
 
 def test_numbers_that_are_not_finite():
@@ -148,6 +148,16 @@ def test_a_mean_over_the_batch():
     mean = with_terms(lambda inputs, values: Term(values * values.mean(), "pair"))
     breaks(loss_like(Hinge, mean), "term 0 sums to .* cut into micro-batches. A loss takes no mean over its batch")
     check_loss(loss_like(Hinge, mean, scope="step"))
+
+
+def test_a_scope_that_depends_on_the_settings():
+    def total(self, inputs, good):
+        values = good.terms[0].values
+        return LossOutput([Term(values * values.mean() if self.beta > 1 else values, "pair")])
+
+    by_beta = loss_like(Hinge, total, scope=property(lambda self: "step" if self.beta > 1 else "example"))
+    check_loss(by_beta(beta=0.5))
+    check_loss(by_beta(beta=2.0))
 
 
 def test_a_metric_that_is_not_always_there():

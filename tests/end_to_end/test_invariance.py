@@ -11,6 +11,8 @@ from truing.train.step import evaluate
 
 SPLITS = {"1x16": 10**6, "4x4": 230, "uneven": 120, "16x1": 1}
 SUM = {"name": "dpo", "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+AOT = {"name": "dpo", "loss_type": ["aot", "aot_unpaired"], "label_smoothing": 0.1}
+WPO = {"name": "dpo", "use_weighting": True}
 STEP = "sorted-margins"
 """A loss that must see the whole step."""
 
@@ -24,7 +26,7 @@ def require_same(one, other, tolerance):
 
 
 @pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
-@pytest.mark.parametrize("method", ["dpo", SUM, STEP], ids=["dpo", "sum", "step"])
+@pytest.mark.parametrize("method", ["dpo", SUM, AOT, WPO, STEP], ids=["dpo", "sum", "aot", "wpo", "step"])
 def test_loss_metrics_and_every_gradient_are_the_same_to_1e_12(tmp_path, forward, method):
     """16 pairs of uneven lengths as one micro-batch, as four, as some, and as one each, in float64."""
     prepare_folder(tmp_path)

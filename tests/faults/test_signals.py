@@ -72,7 +72,7 @@ def test_a_signal_at_a_random_instant(tmp_path, tiny, cases, tally):
 
 
 @only_full
-@pytest.mark.parametrize("cases", portions(20, 0, 4), ids=named)
+@pytest.mark.parametrize("cases", portions(20, 0, 2), ids=named)
 def test_a_signal_to_a_program(tmp_path, tiny, cases, tally):
     for case in cases:
         tally("signals to a program", **{signal_and_resume(tiny, tmp_path, case, real=True): 1})

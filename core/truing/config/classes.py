@@ -38,6 +38,9 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(
         "auto", help="Type of the weights; auto is float32 for weights that train, and as stored beneath an adapter."
     )
+    quantization: Literal["nf4", "fp4"] | None = setting(
+        None, help="Keep linear layers in 4 bits, of this type, by bitsandbytes; an adapter is trained on them (arXiv:2305.14314)."
+    )
     adapter: LoraConfig | None = setting(None, help="Train an adapter instead of the model's weights.")
     reference: Literal["auto", "copy"] = setting(
         "auto", help="auto: with an adapter, the same weights with it off; else a frozen copy. copy: always a copy."

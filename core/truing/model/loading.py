@@ -10,7 +10,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from truing.config.classes import LoraConfig, ModelConfig
 from truing.data.paths import local_path
@@ -41,6 +41,7 @@ def load_model(config: ModelConfig, base_dir: Path, *, trained: bool) -> PreTrai
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            quantization_config=_quantization(config),
         )
     except (OSError, ValueError, ImportError, KeyError, TypeError, SafetensorError) as error:
         refuse_code("model.name", config.name, error)
@@ -49,6 +50,17 @@ def load_model(config: ModelConfig, base_dir: Path, *, trained: bool) -> PreTrai
     if problem := watch.changed():
         raise ModelError(f"model.name: {problem}")
     return model
+
+
+def _quantization(config: ModelConfig) -> BitsAndBytesConfig | None:
+    if config.quantization is None:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+    )
 
 
 def _why(name: str, error: Exception, folder: Path | None) -> str:

@@ -13,7 +13,7 @@ import attrs
 from truing.data.example import DatasetStrategy
 from truing.dialect import Dialect
 from truing.errors import PluginError
-from truing.loss import Layout, Loss, Needs, OnlineLoss, prompt_tokens_of
+from truing.loss import Layout, Loss, Needs, OnlineLoss, Scope, prompt_tokens_of
 from truing.rewards import Reward
 from truing.rollout import Rollout
 
@@ -191,23 +191,9 @@ def _check_callable(cls: type, member: str, protocol: type, signature: str) -> N
 def _check_needs(cls: type, member: str, protocol: type) -> None:
     if _own(cls, member, protocol) is None:
         raise PluginError(f"`{member}` is missing; define it as a property that returns a truing.Needs")
-    if _required(cls):
-        return  # only an instance knows, and nobody has given the values that it takes to make one
-    with isolated(f"`{member}` failed with the default settings", "make it work with them"):
-        needs = getattr(cls(), member)
+    needs = _with_defaults(cls, member, Needs.NOTHING)
     if not isinstance(needs, Needs):
         raise PluginError(f"`{member}` is {needs!r}; it must be a truing.Needs, such as Needs.REFERENCE_LOGPS or Needs.NOTHING")
-
-
-def _check_scope(cls: type) -> None:
-    scope = getattr(cls, "scope", None)
-    if isinstance(scope, property):
-        if _required(cls):
-            return
-        with isolated("`scope` failed with the default settings", "make it work with them"):
-            scope = cls().scope
-    if scope not in ("example", "step"):
-        raise PluginError(f'`scope` is {scope!r}; it must be "example" (the default of truing.Loss) or "step"')
 
 
 def _check_prompt_tokens(cls: type) -> None:
@@ -219,3 +205,19 @@ def _check_prompt_tokens(cls: type) -> None:
 def _required(cls: type) -> list[str]:
     """Return the settings without which no instance can be made."""
     return [field.name for field in attrs.fields(cls) if field.init and field.default is attrs.NOTHING]
+
+
+def _check_scope(cls: type) -> None:
+    scope = getattr(cls, "scope", None)
+    if isinstance(scope, property):
+        scope = _with_defaults(cls, "scope", "example")
+    if scope not in get_args(Scope):
+        raise PluginError(f'`scope` is {scope!r}; it must be "example" (the default of truing.Loss) or "step"')
+
+
+def _with_defaults(cls: type, member: str, unknown: Any) -> Any:
+    """Return what a property gives with the default settings; `unknown` where a setting has none, for then only a user can tell."""
+    if _required(cls):
+        return unknown
+    with isolated(f"`{member}` failed with the default settings", "make it work with them"):
+        return getattr(cls(), member)

@@ -117,7 +117,7 @@ def _check_terms(loss: Any, inputs: LossInputs) -> None:
             )
         else:
             owner = "LABELED" if "desirable" in term.per else "PAIRED"
-            assert sizes[term.per], f"{title} is per {term.per!r}, which only {owner} batches have; this one is {inputs.layout.name}"
+            assert sizes[term.per], f"{title} is per {term.per!r}, which only {owner} batches have, not {inputs.layout.name}"
             assert term.values.dim() == 1 and len(term.values) in sizes[term.per], (
                 f"{title} is per {term.per!r} and must have shape [{sizes[term.per][0]}] here, got {list(term.values.shape)}; "
                 "return values as they are, and core sums and divides"

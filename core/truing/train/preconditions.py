@@ -19,6 +19,7 @@ from truing.train.given import Given
 def check_run(config: TrainConfig, given: Given) -> None:
     """Raise ConfigError, SetupError or PluginError for what would fail, or be ignored, later."""
     _check_method(config)
+    _check_quantization(config)
     _check_machine(config)
     _check_given(config, given)
     for sources, rows in ((config.data, given.dataset), (config.eval_data, given.eval_dataset)):
@@ -38,6 +39,19 @@ def _check_method(config: TrainConfig) -> None:
         raise PluginError(
             f"method {method.name!r} needs MISMATCHED_LOGPS, which exist for Layout.LABELED, and its layout is {method.layout}"
         )
+
+
+def _check_quantization(config: TrainConfig) -> None:
+    model = config.model
+    if model.quantization is None:
+        return
+    if model.adapter is None:
+        raise ConfigError(
+            f"model.quantization: {model.quantization} keeps weights in 4 bits, which cannot be trained; train an adapter on them "
+            "(model.adapter: {type: lora}), or leave quantization out"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SetupError("model.quantization: bitsandbytes is not installed; install it with: pip install truing[bitsandbytes]")
 
 
 def _check_machine(config: TrainConfig) -> None:

@@ -103,6 +103,11 @@ def test_reference_is_needed_unless_sft_is_alone(paired):
         assert set(alone(paired([PAIR], reference=False)).metrics) == {"logps/chosen", "logps/rejected", "nll_loss"}
 
 
+def test_only_losses_that_sort_see_the_whole_step():
+    assert DPO().scope == DPO(loss_type="discopop").scope == IPO().scope == "example"
+    assert DPO(loss_type="aot").scope == DPO(loss_type=("sigmoid", "aot_unpaired")).scope == "step"
+
+
 def test_sft_goes_with_any_divergence(paired, reduced):
     """forward_kl of a = b = 0.5 gives d = 0, so `hinge` is 1; the chosen token costs 1."""
     inputs = paired([TIE])
@@ -141,6 +146,16 @@ def test_ipo_is_dpo_with_one_loss(paired):
             {"loss_type": ("sigmoid", "bco_pair", "sppo_hard"), "f_divergence_type": "js_divergence"},
             "js_divergence does not go with loss_type bco_pair, sppo_hard, .* set it to reverse_kl, or use sigmoid, hinge",
         ),
+        (
+            {"loss_type": ("aot", "sigmoid", "aot_unpaired"), "use_weighting": True},
+            "use_weighting does not go with loss_type aot, aot_unpaired, which sorts .* set it to false",
+        ),
+        ({"loss_type": "sft", "use_weighting": True}, "weighs pairs, but loss_type sft has none; set it to false, or add"),
+        ({"loss_type": "aot", "f_divergence_type": "js_divergence"}, "js_divergence does not go with loss_type aot, whose formula"),
+        (
+            {"discopop_tau": 0.1},
+            r"discopop_tau is 0.1, but nothing in loss_type \(sigmoid\) reads it; leave it out, or use discopop",
+        ),
         ({"f_alpha_divergence_coef": 0.7}, "is 0.7, but f_divergence_type reverse_kl does not read it; leave it out, or set"),
     ],
 )
@@ -165,6 +180,7 @@ def test_ipo_refuses_label_smoothing_with_the_reason():
         ("f_alpha_divergence_coef", -0.5),
         ("rpo_alpha", -1.0),
         ("ld_alpha", 1.1),
+        ("discopop_tau", 0.0),
     ],
 )
 def test_values_out_of_bounds_are_refused(key, value):
@@ -182,5 +198,7 @@ def test_defaults_are_the_paper_with_nothing_mixed_in():
         f_divergence_type="reverse_kl",
         rpo_alpha=0.0,
         ld_alpha=None,
+        discopop_tau=0.05,
+        use_weighting=False,
     )
     assert IPO().beta == 0.1

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from truing_dpo import DPO, IPO
-from truing_dpo.dpo import LossType
+from truing_dpo.loss_types import LossType
 from truing_dpo.losses import LOSSES
 
 LN2, LN3, LN6, LN7 = log(2), log(3), log(6), log(7)
@@ -105,6 +105,58 @@ def test_apo_down(paired):
     check(paired, "apo_down", [25 / 28, 25 / 21])
 
 
+SORTED_APART = [([-1.0], [-1.0], [-1.0 - LN6], [-1.0]), ([-1.0], [-1.0], [-1.0], [-1.0 - LN3])]
+"""a = ln 6 and b = 0; a = 0 and b = ln 3. Margins of the policy 0 and 0, of the reference -ln 6 and ln 3."""
+
+
+def test_aot_sorts_the_margins_of_policy_and_reference(paired):
+    """Policy ln 6 and 0, reference 0 and ln 3 (pair by pair ln 6 and -ln 3): sorted 0 - 0 and ln 6 - ln 3.
+
+    -ln 1/2, -ln 2/3; e = 1/10: 9/10 ln 3/2 + 1/10 ln 3. Beside them a batch that is sorted already.
+    """
+    crossed = [([-1.0], [-1.0 - LN6], [-1.0], [-1.0]), ([-1.0], [-1.0], [-1.0], [-1.0 - LN3])]
+    assert values(DPO(beta=1, loss_type="aot"), paired(crossed)) == pytest.approx([LN2, log(3 / 2)])
+    smoothed = DPO(beta=1, loss_type="aot", label_smoothing=0.1)
+    assert values(smoothed, paired(crossed)) == pytest.approx([LN2, 0.9 * log(3 / 2) + 0.1 * LN3])
+    assert values(DPO(beta=1, loss_type="aot"), paired(SORTED_APART)) == pytest.approx([log(7 / 6), log(4)])
+
+
+def test_aot_unpaired_sorts_the_log_ratios_of_chosen_and_rejected(paired):
+    """a sorted is 0, ln 6 and b sorted 0, ln 3: as above, where pair by pair they are ln 6 and -ln 3."""
+    assert values(DPO(beta=1, loss_type="aot_unpaired"), paired(SORTED_APART)) == pytest.approx([LN2, log(3 / 2)])
+    smoothed = DPO(beta=1, loss_type="aot_unpaired", label_smoothing=0.1)
+    assert values(smoothed, paired(SORTED_APART)) == pytest.approx([LN2, 0.9 * log(3 / 2) + 0.1 * LN3])
+
+
+def test_the_gradient_of_aot_goes_back_to_where_a_value_came_from(paired):
+    """Sorted apart: a = ln 6 meets b = ln 3, and sigmoid(-ln 2) = 1/3; a = 0 meets b = 0, and sigmoid(0) = 1/2."""
+    inputs = paired(SORTED_APART)
+    (term,) = DPO(beta=1, loss_type="aot_unpaired")(inputs).terms
+    term.values.sum().backward()
+    assert inputs.token_logps.grad.tolist() == pytest.approx([-1 / 3, 1 / 2, -1 / 2, 1 / 3])
+
+
+def test_discopop(paired):
+    """tau = 1: m = sigmoid(ln 6) = 6/7: 1/7 ln 7/6 + 6/7 x 1/6; m = 1/7: 6/7 ln 7 + 1/7 x 6.
+
+    tau = 1/2: m = sigmoid(2 ln 6) = 36/37: 1/37 ln 7/6 + 36/37 x 1/6; 36/37 ln 7 + 1/37 x 6.
+    """
+    check(paired, "discopop", [log(7 / 6) / 7 + 1 / 7, 6 / 7 * LN7 + 6 / 7], discopop_tau=1)
+    check(paired, "discopop", [log(7 / 6) / 37 + 6 / 37, 36 / 37 * LN7 + 6 / 37], discopop_tau=0.5)
+
+
+def test_exponents_of_discopop_are_held_at_80(ratios):
+    """tau = 4, beta = 1: -d + d / 4 is 75 for d = -100, and 750 for -1000, where it is held; ln(1 + e^-d) = -d is added.
+
+    The gradient by d is -1 - 3/4 e^75 in the first, and of the logistic part alone, -1, in the second.
+    """
+    inputs = ratios([(-100.0, 0.0), (-1000.0, 0.0)])
+    (term,) = DPO(beta=1.0, loss_type="discopop", discopop_tau=4.0)(inputs).terms
+    assert term.values.tolist() == pytest.approx([exp(75) + 100, exp(80) + 1000], rel=1e-9)
+    (gradient,) = torch.autograd.grad(term.values.sum(), inputs.token_logps)
+    assert gradient[::2].tolist() == pytest.approx([-1 - 0.75 * exp(75), -1.0], rel=1e-9)
+
+
 def test_sft_is_the_mean_over_all_chosen_tokens(paired, reduced):
     """Chosen tokens cost 1 + 1.5 and 2 + 1 + 3 + 0.5: 9 over 6 tokens is 1.5; the mean of the pairs' means would be 1.4375."""
     inputs = paired(PAIRS)
@@ -140,10 +192,14 @@ def test_alpha_divergence(paired):
         ("ipo", [(8 / 18 + 3 / 4 - 1) ** 2, (-3 / 4 - 8 / 18 - 1) ** 2]),
         ("sigmoid_norm", [log(1 + exp(-(8 / 18 + 3 / 4) / 2)), log(1 + exp((8 / 18 + 3 / 4) / 2))]),
         ("robust", [log(1 + exp(-35 / 18)), log(1 + exp(35 / 18))]),
+        ("discopop", [exp(-35 / 18), log(1 + exp(35 / 18))]),
     ],
 )
 def test_divergence_of_the_other_loss_types(paired, loss_type, expected):
-    """forward_kl: A = 8/9 and B = -3; over 2 and 4 tokens, 8/18 and -3/4; beta d = 35/18."""
+    """forward_kl: A = 8/9 and B = -3; over 2 and 4 tokens, 8/18 and -3/4; beta d = 35/18.
+
+    m of discopop is sigmoid(20 x 35/18), which differs from 1 by less than 1e-16.
+    """
     check(paired, loss_type, expected, f_divergence_type="forward_kl")
 
 
@@ -182,7 +238,7 @@ def test_every_loss_type_has_a_formula():
 
 
 def sigmoid_of(x):
-    return 1 / (1 + exp(-x))
+    return 1 / (1 + exp(-x)) if x > -700 else exp(x)
 
 
 NAIVE = {
@@ -202,6 +258,10 @@ NAIVE = {
     ),
     "bco_pair": lambda a, b, n, m, beta, e: -log(sigmoid_of(beta * a)) - log(sigmoid_of(-beta * b)),
     "sppo_hard": lambda a, b, n, m, beta, e: (a - 0.5 / beta) ** 2 + (b + 0.5 / beta) ** 2,
+    "discopop": lambda a, b, n, m, beta, e: (
+        -log(sigmoid_of(beta * (a - b))) * (1 - sigmoid_of(beta * (a - b) / 0.05))
+        + exp(-beta * (a - b)) * sigmoid_of(beta * (a - b) / 0.05)
+    ),
     "apo_zero": lambda a, b, n, m, beta, e: 1 - sigmoid_of(beta * a) + sigmoid_of(beta * b),
     "apo_down": lambda a, b, n, m, beta, e: sigmoid_of(beta * a) + 1 - sigmoid_of(beta * (a - b)),
 }
@@ -216,3 +276,15 @@ def test_agrees_with_the_formulas_of_trl(ratios, loss_type):
     e = 0.05 if loss_type in ("exo_pair", "robust") else 0.0
     ours = values(DPO(beta=0.3, loss_type=loss_type, label_smoothing=e), ratios(pairs, lengths=(3, 5)))
     assert ours == pytest.approx([NAIVE[loss_type](a, b, 3, 5, 0.3, e) for a, b in pairs], rel=1e-9, abs=1e-11)
+
+
+@pytest.mark.parametrize("loss_type", ["aot", "aot_unpaired"])
+def test_sorted_losses_agree_with_the_formulas_of_trl(paired, loss_type):
+    """TRL sorts each micro-batch; here both sort the same pairs."""
+    generator = torch.Generator().manual_seed(0)
+    logps = (-10 * torch.rand(50, 4, generator=generator, dtype=torch.float64)).tolist()
+    columns = [(cw - cl, rw - rl) if loss_type == "aot" else (cw - rw, cl - rl) for cw, cl, rw, rl in logps]
+    margins = [x - y for x, y in zip(*(sorted(column) for column in zip(*columns, strict=True)), strict=True)]
+    expected = [-0.95 * log(sigmoid_of(0.3 * x)) - 0.05 * log(sigmoid_of(-0.3 * x)) for x in margins]
+    method = DPO(beta=0.3, loss_type=loss_type, label_smoothing=0.05)
+    assert values(method, paired([[[logp] for logp in pair] for pair in logps])) == pytest.approx(expected, rel=1e-9)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from truing.reduce import StepCounts, reduce_output
 from truing.testing import check_loss
 from truing_dpo import DPO, IPO
-from truing_dpo.dpo import WITH_DIVERGENCE, WITH_LABEL_SMOOTHING
+from truing_dpo.loss_types import OF_THE_STEP, WITH_DIVERGENCE, WITH_LABEL_SMOOTHING
 from truing_dpo.losses import LOSSES
 
 SMOOTHING = {"exo_pair": 0.1, "robust": 0.1}
@@ -70,7 +70,9 @@ def test_exchanging_chosen_and_rejected_flips_the_margins(paired, batch):
 def test_permuting_pairs_permutes_values(paired, method, batch):
     there, back = method(paired(batch)), method(paired(batch[::-1]))
     for term, other in zip(there.terms, back.terms, strict=True):
-        if term.per == "pair":
+        if method.scope == "step":
+            assert term.values.tolist() == other.values.tolist()
+        elif term.per == "pair":
             assert term.values.tolist() == other.values.tolist()[::-1]
 
 
@@ -131,7 +133,8 @@ GRADIENTS = [
         if method.loss_type in WITH_DIVERGENCE and method.loss_type != "sft"
         for kind in DIVERGENCES
     ),
-    DPO(ld_alpha=0.4, rpo_alpha=0.5),
+    *(DPO(loss_type=kind, ld_alpha=0.4, rpo_alpha=0.5) for kind in ("sigmoid", *OF_THE_STEP)),
+    DPO(loss_type="discopop", discopop_tau=3.0),
 ]
 
 
@@ -149,6 +152,12 @@ def test_gradient(paired, method):
 @pytest.mark.parametrize("method", [*GRADIENTS, IPO()], ids=lambda method: method.name if method == IPO() else name_of(method))
 def test_promises_to_core(method):
     check_loss(method)
+
+
+@pytest.mark.parametrize("loss_type", [kind for kind in LOSSES if kind not in OF_THE_STEP])
+def test_promises_to_core_of_weighted_pairs(loss_type):
+    """The weights carry no gradient, so the gradient is not that of the value."""
+    check_loss(DPO(loss_type=loss_type, label_smoothing=SMOOTHING.get(loss_type, 0.0), use_weighting=True), gradcheck=False)
 
 
 @pytest.mark.parametrize("size", [1e2, 2e2, 1e4])

@@ -14,10 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from truing_dpo.dpo import DivergenceType
+from truing_dpo.loss_types import DivergenceType
 
 MAX_EXPONENT = 80
-"""Exponents are held at this; at 11 in float16. Beyond it a score is constant and its gradient 0."""
+"""Exponents are held at this; at 11 in float16. Beyond it what they are exponents of is constant and its gradient 0."""
+
+
+def held(exponents: Tensor, *, squarable: bool = False) -> Tensor:
+    """Return exponents no larger than the bound; with `squarable`, than half of it."""
+    largest = min(MAX_EXPONENT, int(math.log(torch.finfo(exponents.dtype).max)))
+    return exponents.clamp(max=largest // 2 if squarable else largest)
 
 
 class Divergence(Protocol):
@@ -31,9 +37,7 @@ def alpha_divergence(log_ratios: Tensor, *, squarable: bool = False, alpha: floa
     """Return (exp((alpha - 1) x) - 1) / (alpha - 1); its limit at alpha = 1 is x."""
     if alpha == 1:
         return log_ratios
-    largest = min(MAX_EXPONENT, int(math.log(torch.finfo(log_ratios.dtype).max)))
-    exponents = (alpha - 1) * log_ratios
-    return exponents.clamp(max=largest // 2 if squarable else largest).expm1() / (alpha - 1)
+    return held((alpha - 1) * log_ratios, squarable=squarable).expm1() / (alpha - 1)
 
 
 def js_divergence(log_ratios: Tensor, *, squarable: bool = False) -> Tensor:

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import ClassVar
 
 import attrs
 
-from truing import Layout, Loss, LossInputs, LossOutput, Needs, Term, setting
-
-LossType: TypeAlias = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "sft",
-    "sigmoid_norm",
-]
-"""The loss types by name; truing_dpo.losses has their formulas, but for `sft`, the chosen tokens' negative log-likelihood."""
-DivergenceType: TypeAlias = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
-"""The divergences by name; truing_dpo.divergences has their formulas."""
-
-WITH_DIVERGENCE: tuple[LossType, ...] = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "sft", "sigmoid_norm")
-"""The loss types that may be combined with another divergence than reverse_kl."""
-WITH_LABEL_SMOOTHING: tuple[LossType, ...] = ("sigmoid", "exo_pair", "robust", "sigmoid_norm")
-"""The loss types whose formula has label_smoothing in it."""
+from truing import Layout, Loss, LossInputs, LossOutput, Needs, Scope, Term, setting
+from truing_dpo.loss_types import (
+    OF_THE_STEP,
+    DivergenceType,
+    LossType,
+    check_divergence,
+    check_label_smoothing,
+    check_loss_types,
+    check_weighting,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -59,15 +45,24 @@ class DPO(Loss):
         le=1,
         help="Weight of tokens beyond the shorter completion's length (arXiv:2409.06411); null counts them in full.",
     )
+    discopop_tau: float = setting(0.05, gt=0, help="Temperature at which discopop goes over from one of its losses to the other.")
+    use_weighting: bool = setting(False, help="Weigh pairs by how likely the policy would write them itself (arXiv:2406.11827).")
 
     def __attrs_post_init__(self) -> None:
-        _check_loss_types(self.loss_types, self.loss_weights)
-        _check_label_smoothing(self.loss_types, self.label_smoothing)
-        _check_divergence(self.loss_types, self.f_divergence_type)
+        check_loss_types(self.loss_types, self.loss_weights)
+        check_label_smoothing(self.loss_types, self.label_smoothing)
+        check_divergence(self.loss_types, self.f_divergence_type)
         if self.f_divergence_type != "alpha_divergence" and self.f_alpha_divergence_coef != 0.5:
             raise ValueError(
                 f"f_alpha_divergence_coef is {self.f_alpha_divergence_coef:g}, but f_divergence_type {self.f_divergence_type} does "
                 "not read it; leave it out, or set f_divergence_type to alpha_divergence"
+            )
+        if self.use_weighting:
+            check_weighting(self.loss_types)
+        if "discopop" not in self.loss_types and self.discopop_tau != 0.05:
+            raise ValueError(
+                f"discopop_tau is {self.discopop_tau:g}, but nothing in loss_type ({', '.join(self.loss_types)}) reads it; "
+                "leave it out, or use discopop"
             )
 
     @property
@@ -82,8 +77,15 @@ class DPO(Loss):
 
     @property
     def needs(self) -> Needs:
-        """The reference, unless `sft` is the only loss."""
-        return Needs.NOTHING if self.loss_types == ("sft",) else Needs.REFERENCE_LOGPS
+        """The reference, unless `sft` is the only loss; for use_weighting the squared probabilities too."""
+        if self.loss_types == ("sft",):
+            return Needs.NOTHING
+        return Needs.REFERENCE_LOGPS | Needs.SQUARED_PROBS if self.use_weighting else Needs.REFERENCE_LOGPS
+
+    @property
+    def scope(self) -> Scope:
+        """The step for losses that sort its pairs."""
+        return "step" if set(self.loss_types) & set(OF_THE_STEP) else "example"
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return one term for each loss, and one for rpo_alpha; metrics as the README lists them."""
@@ -112,6 +114,7 @@ class DPO(Loss):
         from truing_dpo.divergences import divergence
         from truing_dpo.losses import LOSSES
         from truing_dpo.pairs import Pairs, reward_metrics
+        from truing_dpo.weighting import pair_weights
 
         pairs = Pairs.from_inputs(
             inputs,
@@ -119,11 +122,15 @@ class DPO(Loss):
             label_smoothing=self.label_smoothing,
             divergence=divergence(self.f_divergence_type, self.f_alpha_divergence_coef),
             ld_alpha=self.ld_alpha,
+            discopop_tau=self.discopop_tau,
         )
-        losses: dict[LossType, Term] = {
-            kind: Term(LOSSES[kind](pairs), per="pair", weight=weight) for kind, weight in self.weights.items() if kind != "sft"
-        }
-        return losses, reward_metrics(pairs)
+        metrics = reward_metrics(pairs)
+        values = {kind: LOSSES[kind](pairs) for kind in self.loss_types if kind != "sft"}
+        if self.use_weighting:
+            weights = pair_weights(inputs)
+            values = {kind: weights * value for kind, value in values.items()}
+            metrics["wpo_weights"] = Term(weights, per="pair")
+        return {kind: Term(value, per="pair", weight=self.weights[kind]) for kind, value in values.items()}, metrics
 
 
 @attrs.frozen(kw_only=True)
@@ -140,7 +147,7 @@ class IPO(Loss):
     label_smoothing: float = setting(0.0, help="Only 0: IPO has no label smoothing; a larger beta trusts the labels less.")
 
     def __attrs_post_init__(self) -> None:
-        _check_label_smoothing(("ipo",), self.label_smoothing)
+        check_label_smoothing(("ipo",), self.label_smoothing)
 
     @property
     def needs(self) -> Needs:
@@ -150,43 +157,3 @@ class IPO(Loss):
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the loss per pair, and DPO's metrics."""
         return DPO(loss_type="ipo", beta=self.beta)(inputs)
-
-
-def _check_loss_types(types: tuple[LossType, ...], weights: tuple[float, ...]) -> None:
-    if not types:
-        raise ValueError(f"loss_type is an empty list; name at least one of {', '.join(get_args(LossType))}")
-    if len(set(types)) < len(types):
-        raise ValueError(
-            f"loss_type names a loss twice: {', '.join(types)}; name it once, with the sum of the weights in loss_weights"
-        )
-    if weights and len(weights) != len(types):
-        raise ValueError(
-            f"loss_weights has {len(weights)} numbers, but loss_type names {len(types)} ({', '.join(types)}); "
-            "give one for each, or leave loss_weights out"
-        )
-
-
-def _check_label_smoothing(types: tuple[LossType, ...], label_smoothing: float) -> None:
-    if "exo_pair" in types and label_smoothing == 0:
-        raise ValueError("loss_type exo_pair takes the logarithm of label_smoothing, got 0; set it above 0, for example to 1e-3")
-    if label_smoothing == 0:
-        return
-    if "ipo" in types:
-        raise ValueError(
-            f"ipo has no label_smoothing, got {label_smoothing:g}: its target 1 / (2 beta) already bounds how far the labels are "
-            "trusted; set label_smoothing to 0, and a larger beta where labels are noisy"
-        )
-    if not set(types) & set(WITH_LABEL_SMOOTHING):
-        raise ValueError(
-            f"label_smoothing is {label_smoothing:g}, but nothing in loss_type ({', '.join(types)}) reads it; "
-            f"set it to 0, or use one of {', '.join(WITH_LABEL_SMOOTHING)}"
-        )
-
-
-def _check_divergence(types: tuple[LossType, ...], divergence_type: DivergenceType) -> None:
-    others = [kind for kind in types if kind not in WITH_DIVERGENCE]
-    if divergence_type != "reverse_kl" and others:
-        raise ValueError(
-            f"f_divergence_type {divergence_type} does not go with loss_type {', '.join(others)}, whose formula takes log-ratios "
-            f"as they are; set it to reverse_kl, or use {', '.join(WITH_DIVERGENCE)}"
-        )

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from truing_dpo.dpo import LossType
+from truing_dpo.divergences import held
+from truing_dpo.loss_types import LossType
 from truing_dpo.pairs import Pairs
 
 
@@ -106,6 +107,37 @@ def apo_down(pairs: Pairs) -> Tensor:
     return (pairs.beta * pairs.chosen).sigmoid() + 1 - (pairs.beta * (pairs.chosen - pairs.rejected)).sigmoid()
 
 
+def aot(pairs: Pairs) -> Tensor:
+    """`sigmoid` of beta times the i-th smallest log pi(y_w|x) - log pi(y_l|x) less the i-th smallest such difference of pi_ref.
+
+    AOT for pairs (Melnyk et al. 2024, arXiv:2406.05882): the margins as a distribution, those of the whole optimiser step.
+    """
+    return _smoothed(pairs.beta * (_sorted(pairs.policy_margins) - _sorted(pairs.reference_margins)), pairs.label_smoothing)
+
+
+def aot_unpaired(pairs: Pairs) -> Tensor:
+    """`sigmoid` of beta times the i-th smallest a less the i-th smallest b.
+
+    AOT without pairs (Melnyk et al. 2024, arXiv:2406.05882): which rejected completion a chosen one came with does not matter.
+    """
+    return _smoothed(pairs.beta * (_sorted(pairs.chosen) - _sorted(pairs.rejected)), pairs.label_smoothing)
+
+
+def discopop(pairs: Pairs) -> Tensor:
+    """-(1 - m) log sigmoid(beta d) + m exp(-beta d) with m = sigmoid(beta d / tau).
+
+    DiscoPOP (Lu et al. 2024, arXiv:2406.08414), equation 5: found by a language model's search over losses. The product with the
+    exponential is one exponent, which grows without bound for tau > 1 only, and is held there as those of divergences are.
+    """
+    margins = pairs.beta * pairs.margins
+    scaled = margins / pairs.discopop_tau
+    return -logsigmoid(margins) * (-scaled).sigmoid() + held(logsigmoid(scaled) - margins).exp()
+
+
+def _sorted(values: Tensor) -> Tensor:
+    return values.sort().values
+
+
 def _smoothed(margins: Tensor, label_smoothing: float) -> Tensor:
     return -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
 
@@ -120,7 +152,10 @@ LOSSES: Mapping[LossType, Callable[[Pairs], Tensor]] = {
     "robust": robust,
     "bco_pair": bco_pair,
     "sppo_hard": sppo_hard,
+    "aot": aot,
+    "aot_unpaired": aot_unpaired,
     "apo_zero": apo_zero,
     "apo_down": apo_down,
+    "discopop": discopop,
 }
 """Every loss type but `sft`, by name."""

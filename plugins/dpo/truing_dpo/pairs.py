@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 from torch import Tensor
 
@@ -21,6 +23,10 @@ class Pairs:
     """[P] a = log pi(y_w|x) - log pi_ref(y_w|x)."""
     rejected: Tensor
     """[P] b = log pi(y_l|x) - log pi_ref(y_l|x)."""
+    policy_margins: Tensor
+    """[P] log pi(y_w|x) - log pi(y_l|x)."""
+    reference_margins: Tensor
+    """[P] log pi_ref(y_w|x) - log pi_ref(y_l|x)."""
     chosen_lengths: Tensor
     """[P] n_w, in tokens."""
     rejected_lengths: Tensor
@@ -28,21 +34,22 @@ class Pairs:
     beta: float
     label_smoothing: float = 0.0
     divergence: Divergence = reverse_kl
+    discopop_tau: float = 0.05
 
     @classmethod
-    def from_inputs(
-        cls, inputs: LossInputs, *, beta: float, label_smoothing: float, divergence: Divergence, ld_alpha: float | None
-    ) -> Pairs:
-        """Read a PAIRED batch that has the reference's log-probabilities."""
-        log_ratios = _log_ratios(inputs, ld_alpha)
+    def from_inputs(cls, inputs: LossInputs, *, ld_alpha: float | None, **settings: Any) -> Pairs:
+        """Read a PAIRED batch that has the reference's log-probabilities; `settings` are the fields that are no tensors."""
+        assert inputs.reference_token_logps is not None
+        policy, reference = (_weighed(inputs, logps, ld_alpha) for logps in (inputs.token_logps, inputs.reference_token_logps))
+        log_ratios = inputs.sum(policy - reference)
         return cls(
             chosen=inputs.chosen.branches(log_ratios),
             rejected=inputs.rejected.branches(log_ratios),
+            policy_margins=_margins(inputs, policy),
+            reference_margins=_margins(inputs, reference),
             chosen_lengths=inputs.chosen.lengths.clamp(min=1),
             rejected_lengths=inputs.rejected.lengths.clamp(min=1),
-            beta=beta,
-            label_smoothing=label_smoothing,
-            divergence=divergence,
+            **settings,
         )
 
     @property
@@ -56,17 +63,21 @@ class Pairs:
         return chosen - self.divergence(self.rejected, squarable=squarable) / self.rejected_lengths
 
 
-def _log_ratios(inputs: LossInputs, ld_alpha: float | None) -> Tensor:
-    """Return the sum over each branch of log pi - log pi_ref, [B].
+def _margins(inputs: LossInputs, token_logps: Tensor) -> Tensor:
+    """Return what chosen has more than rejected, [T] to [P]."""
+    logps = inputs.sum(token_logps)
+    return inputs.chosen.branches(logps) - inputs.rejected.branches(logps)
 
-    Length desensitisation (LD-DPO, Liu et al. 2024, arXiv:2409.06411) multiplies by ld_alpha what lies beyond the shorter branch.
+
+def _weighed(inputs: LossInputs, token_logps: Tensor, ld_alpha: float | None) -> Tensor:
+    """Return the log-probabilities, [T], those beyond the shorter branch of a pair multiplied by ld_alpha.
+
+    Length desensitisation (LD-DPO, Liu et al. 2024, arXiv:2409.06411); None leaves them as they are.
     """
-    assert inputs.reference_token_logps is not None
-    per_token = inputs.token_logps - inputs.reference_token_logps
-    if ld_alpha is not None:
-        shorter = inputs.lengths.view(-1, 2).amin(1).repeat_interleave(2)  # [B]
-        per_token = per_token.where(inputs.positions < inputs.expand(shorter), ld_alpha * per_token)
-    return inputs.sum(per_token)
+    if ld_alpha is None:
+        return token_logps
+    shorter = inputs.lengths.view(-1, 2).amin(1).repeat_interleave(2)  # [B]
+    return token_logps.where(inputs.positions < inputs.expand(shorter), ld_alpha * token_logps)
 
 
 def reward_metrics(pairs: Pairs) -> dict[str, Term]:
