@@ -19,6 +19,8 @@ from truing.testing import tiny_model
 LORA_RANK = 16
 ADVANTAGES = (1.3, -0.9, 0.4, -1.6, 0.8, 0.1, -0.6, 0.5)
 """Of the eight completions of a prompt, in order; their sum is 0."""
+SCORE_HEAD = "score_head.weight"
+"""The name of a reward model's head, [1, hidden], on all sides; its first weights are zeros before they are moved."""
 SPECIAL_IDS = 4
 """Ids below this one are special tokens, of which a batch has none."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.benchmarks.arms import LEARNING_RATE, MAX_GRAD_NORM, SEED, Step
-from tests.benchmarks.profiles import ADVANTAGES, LORA_RANK, Case, Method, make_model, move_from_reference
+from tests.benchmarks.profiles import ADVANTAGES, LORA_RANK, SCORE_HEAD, Case, Method, make_model, move_from_reference
 from truing.config import DataConfig, LoraConfig, ModelConfig, OutputConfig, TrainConfig, TrainerConfig
 from truing.data.example import DatasetStrategy, Example
 from truing.data.strategies import Preference
@@ -97,7 +97,10 @@ class TruingArm:
         config = _config(case, folder)
         self.run = set_up(config, given, RunDir(config.output.dir), resume=False, reporter=Reporter(quiet=True))
         self.run.wrapped.train()
-        move_from_reference(self.parameters(), case.shape)
+        weights = self.parameters()
+        if SCORE_HEAD in weights:
+            torch.nn.init.zeros_(weights[SCORE_HEAD])
+        move_from_reference(weights, case.shape)
 
     @property
     def model(self) -> nn.Module:
@@ -112,7 +115,8 @@ class TruingArm:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the policy's parameters by name."""
-        return dict(self.model.named_parameters())
+        head = self.run.state.score_head
+        return dict(self.model.named_parameters()) | ({} if head is None else {SCORE_HEAD: head.weight})
 
     def prepare(self, batches: Sequence[Sequence[PromptTree]]) -> None:
         """Take the reference's log-probabilities of all trees, where the case has them precomputed."""

@@ -20,7 +20,7 @@ PAIRS = REWARDS | {"rewards/accuracies"}
 LOGGED = {
     "dpo": PAIRS,
     "grpo": set(),
-    "kto": REWARDS | {"kl"},
+    "kto": REWARDS,
     "orpo": PAIRS | {"nll_loss", "log_odds_chosen", "log_odds_ratio"},
     "cpo": PAIRS | {"nll_loss"},
     "simpo": PAIRS,

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
-from tests.benchmarks.profiles import Case, Shape, make_model
+from tests.benchmarks.profiles import SCORE_HEAD, Case, Shape, make_model
 from tests.benchmarks.trl_arms.arm import TrlArm, arguments
 from truing.data.tree import PromptTree
 from truing.testing import tiny_tokenizer
@@ -34,14 +34,12 @@ class RewardArm(TrlArm):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the policy's parameters, the head by Truing's name for it."""
-        return {HEAD_NAMES.get(name, name): weight for name, weight in super().parameters().items()}
+        weights = super().parameters()
+        return weights | {SCORE_HEAD: weights.pop("score.weight")}
 
     def examples(self, trees: Sequence[PromptTree]) -> list[dict[str, Any]]:
         """Return the ids of both whole sequences, and the margin where there is one."""
         return [_example(tree) for tree in trees]
-
-
-HEAD_NAMES = {"score.weight": "value_head.weight"}
 
 
 def _classifier(shape: Shape) -> PreTrainedModel:
