@@ -18,7 +18,10 @@ from truing import hookspecs
 from truing.cli import COMMANDS, main
 from truing.config import classes, load_config
 from truing.registry import KIND_WORDS, Registry
+from truing_cpo import CPO, SimPO
 from truing_dpo import DPO
+from truing_orpo import ORPO
+from truing_sft import SFT
 
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
@@ -151,7 +154,9 @@ def metric_names() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "method", [DPO(), DPO(rpo_alpha=1.0), DPO(loss_type=("sigmoid", "sft"))], ids=["sigmoid", "rpo", "several"]
+    "method",
+    [DPO(), DPO(rpo_alpha=1.0), DPO(loss_type=("sigmoid", "sft")), CPO(), SimPO(), ORPO(), SFT()],
+    ids=["sigmoid", "rpo", "several", "cpo", "simpo", "orpo", "sft"],
 )
 def test_every_metric_is_documented(method):
     from truing.testing import fake_inputs
