@@ -24,7 +24,7 @@ def describe_default(field: attrs.Attribute[Any]) -> str:
     if field.default is attrs.NOTHING:
         return "required"
     if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]  # a class, which the stubs call a function
-        return "that of each key"
+        return "`{}`" if field.default.factory is dict else "that of each key"
     value = plain(field.default)
     words = {None: "null", True: "true", False: "false"}
     return f"`{words[value] if value is None or isinstance(value, bool) else value}`"

@@ -56,7 +56,9 @@ class DataConfig:
     """One dataset: where it is, and how a row is read."""
 
     path: str | None = setting(None, help="Hub id, folder, or .json, .jsonl, .csv, .parquet, .txt file (.gz too).")
-    format: DatasetStrategy = setting(help="How a row is read: a dataset strategy, or file.function.")
+    format: DatasetStrategy | None = setting(
+        None, help="How a row is read: a dataset strategy, or file.function; null chooses by the first row's columns."
+    )
     name: str | None = setting(None, help="Configuration of a hub dataset.")
     split: str = setting("train", help="Split, slices included: train[:10%].")
     revision: str | None = setting(None, help="Branch, tag or commit of a hub dataset.")
@@ -67,6 +69,11 @@ class DataConfig:
     )
     limit: int | None = setting(None, gt=0, help="Use only the first rows.")
     on_bad_row: Literal["error", "skip"] = setting("error", help="What a row that cannot be read does: stop, or be counted.")
+
+    @property
+    def format_name(self) -> str:
+        """The format's name, or that it is yet to be chosen."""
+        return "its columns say" if self.format is None else self.format.name
 
 
 @attrs.frozen(kw_only=True)

@@ -48,7 +48,7 @@ def train(
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
             if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
-                run_dir.write_config(dump_config(config))
+                run_dir.write_config(dump_config(run.config))
                 run_dir.write_environment(**run.environment)
             start_trackers(run)
             _steps(run, signal)

@@ -20,6 +20,7 @@ from truing.config import DataConfig, TrainConfig
 from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
 from truing.data.mismatched import with_mismatched
+from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError, first_line
@@ -31,6 +32,7 @@ from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file
 from truing.model.probe import ForwardChoice, choose_forward
 from truing.model.reference import AdapterOff, FrozenCopy, Reference
+from truing.registry import Registry
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
 from truing.train.identity import run_identity
@@ -73,7 +75,7 @@ def set_up(
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
     _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
-
+    config = _with_formats(config, given, reporter)
     tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
     data = data or _read_data(config, given, tokenizer, model)
@@ -122,6 +124,17 @@ def _claim(run_dir: RunDir, accelerator: Accelerator, *, resume: bool) -> None:
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             run_dir.claim(resume=resume)
+
+
+def _with_formats(config: TrainConfig, given: Given, reporter: Reporter) -> TrainConfig:
+    """Return the configuration with a format for every dataset, and say which were chosen by looking at the data."""
+
+    def registry() -> Registry:
+        return Registry.load(quiet=True)  # what is broken was said when the configuration was read
+
+    config, chosen = with_formats(config, registry, rows=given.dataset, eval_rows=given.eval_dataset)
+    reporter.say(*chosen)
+    return config
 
 
 def make_source(trees: Trees, order: DataOrder) -> Source:
