@@ -71,7 +71,7 @@ METHODS = {
     "orpo": "truing_orpo.ORPO",
     "cpo": "truing_cpo.CPO",
     "simpo": "truing_cpo.SimPO",
-    "rm": "truing_reward_model.RewardModel",
+    "rm": "truing_reward_model.RewardModelLoss",
     "sft": "truing_sft.SFT",
 }
 """The class of each family of `profiles.METHODS`; grpo is the loss above."""

@@ -24,7 +24,7 @@ LOGGED = {
     "orpo": PAIRS | {"nll_loss", "log_odds_chosen", "log_odds_ratio"},
     "cpo": PAIRS | {"nll_loss"},
     "simpo": PAIRS,
-    "rm": set(),
+    "rm": {"accuracy", "margin", "mean_reward"},
     "sft": set(),
 }
 """The metrics that both sides must log by the same name, of each family; others that both log are compared too."""
