@@ -14,6 +14,7 @@ from tests.end_to_end.helpers import preferences, write_config, write_rows
 from tests.end_to_end.steps import make_run, on_ranks, prepare_folder, step
 from tests.end_to_end.test_invariance import require_same
 from tests.end_to_end.test_resume import history, trained
+from tests.end_to_end.test_skipped_steps import poison
 from truing.cli import main
 from truing.train.step import evaluate
 
@@ -51,11 +52,11 @@ def write_run(folder, rows, **trainer):
 @each_method
 @pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
 def test_loss_metrics_and_every_gradient_do_not_depend_on_the_split(tmp_path, forward, method):
-    """16 pairs as 32 samples, one step of them, in one micro-batch, in some, and in one for each."""
-    prepare_folder(tmp_path)
+    """8 pairs as 16 samples, one step of them, in one micro-batch, in some, and in one for each."""
+    prepare_folder(tmp_path, rows=8)
     found = []
     for split in (10**6, 230, 1):
-        run = make_run(tmp_path, str(split), method=method, batch_size=32, forward=forward, max_tokens_per_batch=split)
+        run = make_run(tmp_path, str(split), method=method, batch_size=16, forward=forward, max_tokens_per_batch=split)
         found.append(step(run))
     assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"} <= found[0][0].keys()
     assert found[0][0].get("kl", 1.0) > 0
@@ -81,10 +82,11 @@ def test_the_estimate_is_over_the_whole_step(tmp_path):
 
 @each_method
 def test_two_ranks_give_what_one_does(tmp_path, method):
-    prepare_folder(tmp_path, rows=15)
-    expected = step(make_run(tmp_path, "one", method=method, dtype="float32", batch_size=16))
-    shared = on_ranks(tmp_path, 2, method=method, dtype="float32", batch_size=8, max_tokens_per_batch=150)
-    require_same(shared, expected, 1e-6)
+    """Unequal numbers of micro-batches, in float64."""
+    prepare_folder(tmp_path, rows=7)
+    expected = step(make_run(tmp_path, "one", method=method, batch_size=14))
+    shared = on_ranks(tmp_path, 2, method=method, batch_size=7, max_tokens_per_batch=150)
+    require_same(shared, expected, 1e-12)
 
 
 @each_method
@@ -116,12 +118,12 @@ def test_resume_is_bitwise(tmp_path):
 
 
 def test_rows_of_pairs_are_two_samples_each(tmp_path):
-    config = write_config(tmp_path, num_epochs=4, learning_rate=3e-3, max_length=48)
+    config = write_config(tmp_path, num_epochs=4, learning_rate=3e-3)
     done = truing("train", config, "method=kto", "method.beta=0.5")
     assert done.exit_code == 0, done.output
     assert "24 rows read as 48 samples, 48 kept" in done.output
-    lines = history(tmp_path / "run")
-    assert lines[-1]["rewards/margins"] > lines[0]["rewards/margins"] + 0.5
+    margins = [line["rewards/margins"] for line in history(tmp_path / "run") if "rewards/margins" in line]
+    assert margins[-1] > margins[0] + 0.5
 
 
 def test_steps_of_one_label_log_what_there_is(tmp_path):
@@ -135,10 +137,10 @@ def test_steps_of_one_label_log_what_there_is(tmp_path):
 
 def test_an_evaluation_counts_each_label_over_all_of_it(tmp_path):
     """Its steps have one label each where they are of one sample; the means are those of one step of all."""
-    prepare_folder(tmp_path)
+    prepare_folder(tmp_path, rows=6)
     names = {"eval_rewards/chosen", "eval_rewards/rejected", "eval_rewards/margins", "eval_logps/chosen", "eval_logps/rejected"}
     found = []
-    for size in (32, 1):
+    for size in (12, 1):
         metrics = evaluate(make_run(tmp_path, str(size), method="kto", batch_size=size, eval_rows=True))
         found.append({name: metrics[name] for name in names})
     assert found[1] == pytest.approx(found[0], abs=1e-9)
@@ -167,15 +169,17 @@ def test_data_of_one_prompt_is_refused(tmp_path):
     assert truing("train", config, "method.loss_type=apo_zero_unpaired").exit_code == 0
 
 
-def test_a_skipped_step_is_computed_again(tmp_path):
-    """Replay reads the mismatched branches that the step had."""
-    config = write_run(tmp_path, unpaired(12), max_skipped_steps=100)
-    done = truing("train", config, "trainer.skip_spikes=1e-9", "trainer.max_steps=30")
+def test_replay_blames_a_sample_for_its_mismatched_completion_too(tmp_path):
+    """One completion has a byte whose embedding is NaN; it is sample 3's own, and the mismatched one of another."""
+    rows = [{**row, "prompt": f"{index}: "} for index, row in enumerate(unpaired(6))]
+    rows = [{**row, "completion": row["completion"].replace("g", "k")} for row in rows]
+    rows[3]["completion"] += " grey"
+    config = write_run(tmp_path, rows, batch_size=6, max_steps=1)
+    poison(tmp_path)
+    done = truing("train", config)
+    assert done.exit_code == 0 and "left out: not finite" in done.output, done.output
+    done = truing("replay", tmp_path / "run", 1)
     assert done.exit_code == 0, done.output
-    kept = sorted((tmp_path / "run/skipped").glob("step-*"))
-    assert kept, done.output
-    number = int(kept[0].name.removeprefix("step-"))
-    line = next(line for line in history(tmp_path / "run") if line["step"] == number)
-    done = truing("replay", tmp_path / "run", number)
-    assert done.exit_code == 0, done.output
-    assert f"computed again: loss {line['loss']:.4g}" in done.output
+    blamed = [line for line in done.output.splitlines() if line.startswith("  sample")]
+    assert len(blamed) == 2 and sum(line.startswith("  sample 3: ") for line in blamed) == 1
+    assert all("log-probabilities, reference's log-probabilities" in line for line in blamed)

@@ -24,6 +24,8 @@ class TreeBatch:
     """
 
     trees: tuple[PromptTree, ...]
+    forward: Forward
+    """What it is laid out for."""
     model_inputs: Mapping[str, Any]
     """What the model is called with, or its two passes are."""
     predictors: Tensor
@@ -156,6 +158,7 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
     learned = [branch for tree in trees for branch in tree.completions]
     return TreeBatch(
         trees=tuple(trees),
+        forward=forward,
         model_inputs=placement.model_inputs,
         slots=placement.slots,
         num_inputs=unshared if forward == "padded" else in_prompts + in_branches,

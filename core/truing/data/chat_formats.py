@@ -40,22 +40,24 @@ class _Written(DatasetStrategy):
 
     def _example(self, prompt: str, *responses: str, **more: Any) -> Example:
         written = tuple(map(self.family.write_response, responses))
-        if len(written) == 2:
-            col.check_differ(*written)
         return Example(prompt=prompt, responses=written, turn_end=self.family.end, **more)
+
+    def _pair(self, prompt: str, sides: tuple[str, str], names: tuple[str, str], **more: Any) -> Example:
+        example = self._example(prompt, *sides, **more)
+        chosen, rejected = example.responses
+        col.check_differ(chosen, rejected, names)
+        return example
 
     def _read_answer(self, row: Mapping[str, Any], column: str, before: str) -> tuple[str, str]:
         """Return prompt and response of a conversation, of which the column `before` may hold all but the response."""
-        *turns, reply = self.family.read_turns(row, column)
-        if reply["role"] != "assistant":
-            raise RowError(f"the last message of column {column!r} must be the assistant's, got role {reply['role']!r}")
+        *turns, reply = col.check_conversation(self.family.read_turns(row, column), column)
         if before != column and row.get(before) is not None:
             asked = _without_answer(self.family.read_turns(row, before))
             if turns and turns != asked:
                 raise RowError(f"{before} and {column} differ in the messages before the response; give them in one of the columns")
             turns = asked
         prompt = self.family.write_prompt(_answerable(turns, f"{before} and {column} together"))
-        return prompt, col.check_string(reply["content"], column)
+        return prompt, reply["content"]
 
 
 @attrs.frozen(kw_only=True)
@@ -86,10 +88,10 @@ class _QuestionPair(_Question):
         prompt, asked, notes = self._read_prompt(row)
         chosen, more = col.first_present(row, self.field_chosen)
         rejected, still_more = col.first_present(row, self.field_rejected)
-        return self._example(
+        return self._pair(
             prompt,
-            self._read_response(row, chosen),
-            self._read_response(row, rejected),
+            (self._read_response(row, chosen), self._read_response(row, rejected)),
+            (chosen, rejected),
             margin=col.read_margin(row),
             columns=col.others(row, *asked, chosen, rejected, "margin"),
             notes=(*notes, *more, *still_more),
@@ -174,11 +176,12 @@ class _ChatPair(_Written):
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the pair, with its `margin` where the row has one."""
         names = self.field_chosen, self.field_rejected
-        prompt, chosen, rejected = col.split_pair(*(self.family.read_turns(row, name) for name in names), names)
-        return self._example(
+        chosen, rejected = (self.family.read_turns(row, name) for name in names)
+        prompt, good, bad = col.split_pair(chosen, rejected, names)
+        return self._pair(
             self.family.write_prompt(prompt),
-            chosen[-1]["content"],
-            rejected[-1]["content"],
+            (good[0]["content"], bad[0]["content"]),
+            names,
             margin=col.read_margin(row),
             columns=col.others(row, *names, "margin"),
         )
@@ -247,14 +250,14 @@ def _answerable(messages: Sequence[Message], where: str) -> Sequence[Message]:
     return messages
 
 
-_QUESTION: tuple[type[_Written], ...] = (_QuestionPair, _QuestionAlone, _QuestionAnswer)
+_QUESTION: tuple[type[Any], ...] = (_QuestionPair, _QuestionAlone, _QuestionAnswer)
 _ANY_COLUMN = {
     "field_prompt": ("prompt", "input", "question", "instruction"),
     "field_chosen": ("chosen", "chosen_response"),
     "field_rejected": ("rejected", "rejected_response"),
 }
 _ARGILLA = {"field_prompt": "instruction", "field_chosen": "chosen_response", "field_rejected": "rejected_response"}
-_FORMATS: Mapping[str, tuple[tuple[type[_Written], ...], Mapping[str, Columns]]] = {
+_FORMATS: Mapping[str, tuple[tuple[type[Any], ...], Mapping[str, Columns]]] = {
     "": (_QUESTION, _ANY_COLUMN),
     ".default": (_QUESTION, _ANY_COLUMN),
     ".argilla": ((*_QUESTION, _QuestionLabel), _ARGILLA),
@@ -276,7 +279,7 @@ def chat_formats(family: ChatFamily) -> list[type[DatasetStrategy]]:
     ]
 
 
-def _make(base: type[_Written], family: ChatFamily, ending: str, columns: Mapping[str, Columns]) -> type[DatasetStrategy]:
+def _make(base: type[Any], family: ChatFamily, ending: str, columns: Mapping[str, Columns]) -> type[DatasetStrategy]:
     """Return a subclass for one name, with its columns as the defaults of its settings."""
     fields = attrs.fields_dict(base)
     name = family.name + ending

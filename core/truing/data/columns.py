@@ -132,10 +132,10 @@ def same_kind(prompt: Text, response: Text, column: str) -> None:
         raise RowError(f"the prompt is {kinds[0]} and column {column!r} is {kinds[1]}; make both text, or both messages")
 
 
-def check_differ(chosen: Text, rejected: Text) -> None:
-    """Raise RowError where both sides of a pair are the same."""
+def check_differ(chosen: Text, rejected: Text, columns: tuple[str, str] = ("chosen", "rejected")) -> None:
+    """Raise RowError, with the names of the columns, where both sides of a pair are the same."""
     if chosen == rejected:
-        raise RowError(f"chosen equals rejected ({shorten(chosen)}); a pair needs two different responses")
+        raise RowError(f"{' equals '.join(columns)} ({shorten(chosen)}); a pair needs two different responses")
 
 
 def check_conversation(value: Any, column: str) -> tuple[Message, ...]:
@@ -167,7 +167,7 @@ def split_pair(
         raise RowError(
             f"{' and '.join(columns)} must be the same messages up to the last one, for that is the prompt, and they are not"
         )
-    check_differ(sides[0][-1:], sides[1][-1:])
+    check_differ(sides[0][-1:], sides[1][-1:], columns)
     if len(sides[0]) == 1:
         raise RowError(f"{' and '.join(columns)} are one message each: there is nothing to answer")
     check_prompt(sides[0][:-1], columns[0])

@@ -132,7 +132,9 @@ class ConversationPair(ConversationBase):
         messages = self.spelling.read([value] if isinstance(value, Mapping) else value, column)
         *before, answer = col.check_conversation(messages, column)
         known = not before or tuple(before) in (prompt, prompt[1:])  # one that has its system turn in another column
-        notes = () if known else (f"of column {column!r} only the last message read: those before it are not the prompt's",)
+        notes = (
+            () if known else (f"row(s) of which only the last message of {column!r} is read: those before it are not the prompt's",)
+        )
         return answer, notes
 
 
@@ -175,7 +177,7 @@ class ConversationPrompt(ConversationBase):
         messages = self.read_conversation(row)
         notes: tuple[str, ...] = ()
         if messages[-1]["role"] == "assistant":
-            messages, notes = messages[:-1], (f"column {self.field_messages!r} read without the answer at its end",)
+            messages, notes = messages[:-1], (f"row(s) of which {self.field_messages!r} ends with an answer: it is left out",)
         extra = self.other_columns(row, self.field_chosen, self.field_rejected, "margin")
         prompt = _answerable(messages, self.field_messages)
         return self.example(row, prompt, columns=extra, notes=notes)

@@ -47,6 +47,9 @@ class Spelling:
                         f"{setting} names {name!r}{did_you_mean(name, known)}; its keys are our own names, {', '.join(known)}, and "
                         "its values those of the data"
                     )
+        used = [self.keys.get(key, key) for key in {"role": 0, "content": 0, **self.keys}]
+        if len(set(used)) < len(used):
+            raise ValueError(f"message_property_mappings gives one key of the data two meanings: {dict(self.keys)}")
         told: dict[str, str] = {}
         for role, names in self.roles.items():
             for name in names:
@@ -80,9 +83,9 @@ class Spelling:
                 f"{place} must be a message such as {{{role_key}: user, {content_key}: ...}}, got {col.shorten(message)}; "
                 "message_property_mappings says how the data names these keys"
             )
-        ours = {self.keys.get(key, key): key for key in KEYS}
-        shadowed = set(self.keys) - set(ours)  # a key of the data that has one of our names, and means something else
-        renamed = {ours.get(key, key): item for key, item in message.items() if key not in shadowed}
+        ours = {theirs: key for key, theirs in self.keys.items()}
+        # a key of the data that has one of our names, and means something else, is left out
+        renamed = {ours.get(key, key): item for key, item in message.items() if key in ours or key not in self.keys}
         role = renamed["role"]
         if isinstance(role, str) and role in CALL_ROLES and role not in self.names:
             return {"role": "assistant", "tool_calls": _read_calls(renamed.get("content"), place)}, True

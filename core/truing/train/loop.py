@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from truing.config import TrainConfig, dump_config
 from truing.model.attention import use_own_attention
 from truing.model.loading import disable_checkpointing
+from truing.model.reference import Following
 from truing.train.card import model_card
 from truing.train.console import Reporter
 from truing.train.given import Given
@@ -66,6 +67,8 @@ def _steps(run: Run, signal: InterruptSignal) -> None:
         result = train_step(run)
         meter.add(result, time.perf_counter() - started)
         state.step += 1
+        if isinstance(run.reference, Following):
+            run.reference.follow(state.step)
         state.epoch = run.order.epoch_after(state.step)
         run.reporter.stepped(state.step)
         last = state.step == run.total_steps

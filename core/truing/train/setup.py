@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,8 +11,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
-from safetensors import SafetensorError
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truing.config import DataConfig, TrainConfig
@@ -22,24 +19,23 @@ from truing.data.batch import collate
 from truing.data.mismatched import with_mismatched
 from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
-from truing.data.tree import PromptTree, Trees
-from truing.errors import ModelError, first_line
+from truing.data.tree import Trees
+from truing.errors import ModelError
 from truing.loss import Needs, prompt_tokens_of
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
 from truing.model.policy import Policy
-from truing.model.precomputed import Precomputed, reference_file
-from truing.model.probe import ForwardChoice, choose_forward
-from truing.model.reference import AdapterOff, FrozenCopy, Reference
+from truing.model.probe import ForwardChoice, choose_forward, probed_trees
+from truing.model.reference import Following, Reference
 from truing.registry import Registry
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
 from truing.train.identity import run_identity
-from truing.train.micro_batches import is_sharded
 from truing.train.optimizer import make_optimizer, make_schedule
 from truing.train.order import DataOrder
 from truing.train.preconditions import check_run
+from truing.train.references import is_copy, is_other_model, load_other_model, make_reference, with_references
 from truing.train.restarts import join_restarted
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
@@ -80,9 +76,11 @@ def set_up(
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
     data = data or _read_data(config, given, tokenizer, model)
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
-    policy, start = _policy_and_start(config, model, accelerator.device)
+    policy, second = _policy_and_copy(config, model, accelerator.device)
     _check_vocabulary(data, policy)
-    choice, budget = _choose_forward(config, (policy, start), data.trees, accelerator, reporter)
+    if is_other_model(config):
+        second = load_other_model(config, policy, data.trees, accelerator, reporter)
+    choice, budget = _choose_forward(config, (policy, second), data.trees, accelerator, reporter)
     _warn_of_half_precision(policy, reporter)
     order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
@@ -91,12 +89,13 @@ def set_up(
         model=policy.model, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget, loss_state=_initial_state(config)
     )
     state.scheduler, state.scaler = make_schedule(optimizer, config.trainer, total_steps), accelerator.scaler
-    identity = run_identity(config, policy.model, order, data.trees.fingerprint)
+    other = second.model if second is not None and is_other_model(config) else None
+    identity = run_identity(config, policy.model, order, data.trees.fingerprint, reference=other)
     wrapped, state.optimizer = accelerator.prepare(policy, optimizer)
-    reference = None if Needs.REFERENCE_LOGPS not in config.method.needs else _reference(wrapped, start)
+    reference = make_reference(config, policy, wrapped, second)
     if accelerator.is_main_process:
-        run_dir.require_space(_bytes_to_write(policy))
-    return _with_references(
+        run_dir.require_space(_bytes_to_write(policy, reference))
+    return with_references(
         Run(
             config=config,
             loss=config.method,
@@ -181,7 +180,7 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
     return Data(trees=trees, report=report, eval_trees=eval_trees, eval_report=eval_report)
 
 
-def _policy_and_start(config: TrainConfig, model: Model, device: torch.device) -> tuple[Policy, Policy | None]:
+def _policy_and_copy(config: TrainConfig, model: Model, device: torch.device) -> tuple[Policy, Policy | None]:
     """Return the policy, and a frozen copy of the weights that it starts from where the reference needs one.
 
     The copy has the policy's own type, so that at the first step both give the same numbers.
@@ -190,9 +189,7 @@ def _policy_and_start(config: TrainConfig, model: Model, device: torch.device) -
     if config.trainer.disable_dropout:
         disable_dropout(model)
     start = None
-    # an adapter that is there already is part of where the policy starts, so that with it off the weights are others
-    needs_copy = config.model.reference == "copy" or config.model.adapter is None
-    if Needs.REFERENCE_LOGPS in config.method.needs and needs_copy:
+    if is_copy(config):
         start = Policy(copy.deepcopy(model), "padded").requires_grad_(False).eval().to(device)
     if config.model.adapter is not None:
         assert isinstance(model, PreTrainedModel), "an adapter on an adapter was refused before"
@@ -213,56 +210,16 @@ def _warn_of_half_precision(policy: Policy, reporter: Reporter) -> None:
         )
 
 
-def _reference(wrapped: nn.Module, start: Policy | None) -> Reference:
-    return AdapterOff(wrapped) if start is None else FrozenCopy(start)
-
-
-def _with_references(run: Run) -> Run:
-    """Return the run with the reference's log-probabilities of all data taken, or found in the file of an earlier run."""
-    live = run.reference
-    if live is None or not run.config.model.precompute_reference:
-        return run
-    assert isinstance(live, (AdapterOff, FrozenCopy))
-
-    def take(trees: Trees) -> Precomputed:
-        path = reference_file(live, run.policy, trees, run.trainer.mixed_precision)
-        found = Precomputed.read(path, len(trees))
-        # ranks must agree, for they share the work of taking them
-        if not all(gather_object([found is not None])) or found is None:
-            run.reporter.say(f"reference: computing log-probabilities of {len(trees):,} rows")
-            with run.accelerator.autocast():
-                budget, alive = run.state.tokens_per_batch, lambda: run.reporter.alive(0)
-                sharing = None if is_sharded(run) else run.accelerator
-                found = Precomputed.of(live, trees, run.policy, budget, accelerator=sharing, alive=alive)
-            if run.accelerator.is_main_process:
-                _keep(found, path, run.reporter)
-        else:
-            run.reporter.say(f"reference: log-probabilities of {len(trees):,} rows found in {path}")
-        run.state.references[str(path)] = found.seal()
-        return found
-
-    reference = take(run.trees)
-    eval_reference = None if run.eval_trees is None else take(run.eval_trees)
-    return attrs.evolve(run, reference=reference, eval_reference=eval_reference)
-
-
-def _keep(found: Precomputed, path: Path, reporter: Reporter) -> None:
-    try:
-        found.write(path)
-    except (OSError, SafetensorError) as error:
-        reporter.warn(f"reference: not kept for later runs ({first_line(error)}); set TRUING_CACHE to a folder that can be written")
-
-
 def _choose_forward(
     config: TrainConfig, models: tuple[Policy, Policy | None], trees: Trees, accelerator: Accelerator, reporter: Reporter
 ) -> tuple[ForwardChoice, int]:
-    """Return how the policy computes, and where it starts, and its token budget."""
-    policy, start = models
-    probed = _probed(trees)
+    """Return how the policy computes, and a copy of it, and its token budget."""
+    policy, second = models
+    probed = probed_trees(trees)
     mixed = config.trainer.mixed_precision != "no"
     choice = choose_forward(policy, probed, config.trainer.forward, accelerator.autocast if mixed else None)
-    if start is not None:
-        start.adopt_forward(policy)
+    if second is not None and not is_other_model(config):
+        second.adopt_forward(policy)
     shorter = min(probed, key=lambda tree: tree.num_tokens)
     batch = collate([shorter], policy.layout).to(policy.causal_lm.device)
     # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
@@ -271,12 +228,6 @@ def _choose_forward(
     )
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget
-
-
-def _probed(trees: Trees) -> list[PromptTree]:
-    """Return the longest tree, in which windows and limits of length show, and one of middling length."""
-    by_length = sorted(range(len(trees)), key=lambda index: (-trees.length(index), index))
-    return [trees[index] for index in sorted({by_length[0], by_length[len(by_length) // 2]})]
 
 
 def _check_vocabulary(data: Data, policy: Policy) -> None:
@@ -295,10 +246,11 @@ def _initial_state(config: TrainConfig) -> dict[str, Any]:
     return dict(make()) if make is not None else {}
 
 
-def _bytes_to_write(policy: Policy) -> int:
-    """Return the size of the model and of one checkpoint: what trains, and Adam's two moments of it."""
+def _bytes_to_write(policy: Policy, reference: Reference | None) -> int:
+    """Return the size of the model and of one checkpoint: what trains, Adam's two moments of it, and a reference that moves."""
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in policy.parameters()]
-    return sum(size * (4 if trained else 1) for size, trained in sizes)
+    moving = reference.tensors().values() if isinstance(reference, Following) else ()
+    return sum(size * (4 if trained else 1) for size, trained in sizes) + sum(weight.nbytes for weight in moving)
 
 
 def _environment(

@@ -39,7 +39,7 @@ def test_an_answer_is_text_or_a_message_or_the_last_of_a_list(side):
 def test_messages_before_an_answer_that_are_not_the_prompt_are_said():
     assert not ChatTemplatePair().parse({**PAIR, "chosen": [user(), assistant()]}).notes
     example = ChatTemplatePair().parse({**PAIR, "chosen": [user("another"), assistant()]})
-    assert example.notes == ("of column 'chosen' only the last message read: those before it are not the prompt's",)
+    assert example.notes == ("row(s) of which only the last message of 'chosen' is read: those before it are not the prompt's",)
     with_system = {**PAIR, "system": "s", "chosen": [user(), assistant()]}
     assert not ChatTemplatePair().parse(with_system).notes
 
@@ -65,7 +65,7 @@ def test_a_prompt_is_the_conversation_without_an_answer_at_its_end():
     assert ChatTemplatePrompt().parse({**PAIR, "answer": "4"}).columns == {"answer": "4"}
     example = ChatTemplatePrompt().parse({"messages": [user(), assistant()]})
     assert example.prompt == (user(),)
-    assert example.notes == ("column 'messages' read without the answer at its end",)
+    assert example.notes == ("row(s) of which 'messages' ends with an answer: it is left out",)
 
 
 def test_names_of_the_data_are_mapped():

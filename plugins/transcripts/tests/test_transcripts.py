@@ -57,6 +57,13 @@ def test_names_within_a_turn_are_no_marks():
     ]
 
 
+def test_a_mark_without_the_space_behind_it_is_a_mark_too():
+    assert read_transcript({"chosen": "\n\nHuman:q\n\nAssistant:"}, "chosen") == (
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": ""},
+    )
+
+
 def test_the_first_mark_needs_no_line_breaks():
     assert read_transcript({"chosen": "Human: q"}, "chosen") == ({"role": "user", "content": "q"},)
 

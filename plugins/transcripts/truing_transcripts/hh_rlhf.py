@@ -12,7 +12,7 @@ from truing import DatasetStrategy, Example, Layout, RowError, setting
 from truing.data import columns as col
 from truing.data.example import Message
 
-_MARKER = re.compile(r"(?:\A\n{0,2}|\n\n)(Human|Assistant):(?: |(?=\n|\Z))")
+_MARK = re.compile(r"(?:\A\n{0,2}|\n\n)(Human|Assistant): ?")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -22,7 +22,7 @@ def read_transcript(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
     Raises RowError where it is no text, or does not begin with a turn.
     """
     text = col.read_string(row, column)
-    marks = list(_MARKER.finditer(text))
+    marks = list(_MARK.finditer(text))
     if not marks or marks[0].start() != 0:
         raise RowError(rf"column {column!r} is no transcript '\n\nHuman: ...\n\nAssistant: ...': it begins {col.shorten(text)}")
     ends = [mark.start() for mark in marks[1:]] + [len(text)]

@@ -33,8 +33,6 @@ class _UserDefined(DatasetStrategy):
         templates = self._templates()
         values = {"prompt": col.read_string(row, self.field_prompt), "system": col.read_optional(row, self.field_system)}
         written = tuple(templates[part].fill({part: col.read_string(row, column)}) for part, column in responses.items())
-        if len(written) == 2:
-            col.check_differ(*written)
         ends = {templates[part].end for part in responses}
         return Example(
             prompt=templates["prompt"].fill(values),
@@ -64,6 +62,8 @@ class UserDefined(_UserDefined):
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the pair, with its `margin` where the row has one."""
         example = self._example(row, used=("margin",), chosen=self.field_chosen, rejected=self.field_rejected)
+        chosen, rejected = example.responses
+        col.check_differ(chosen, rejected, (self.field_chosen, self.field_rejected))
         return attrs.evolve(example, margin=col.read_margin(row))
 
 
@@ -111,13 +111,13 @@ class UserDefinedLabeled(UserDefinedCompletion):
         return attrs.evolve(example, label=label, notes=notes)
 
 
-def _named_default(cls: type[_UserDefined]) -> type[DatasetStrategy]:
+def _named_default(cls: type[Any]) -> type[DatasetStrategy]:
     """Return the same format under its longer name."""
     body = {"__module__": __name__, "__doc__": cls.__doc__, "name": "user_defined.default"}
     made: type[DatasetStrategy] = attrs.frozen(kw_only=True)(type(f"{cls.__name__}Default", (cls,), body))
     return made
 
 
-_CLASSES = (UserDefined, UserDefinedPrompt, UserDefinedCompletion, UserDefinedLabeled)
+_CLASSES: tuple[type[Any], ...] = (UserDefined, UserDefinedPrompt, UserDefinedCompletion, UserDefinedLabeled)
 FORMATS: list[type[DatasetStrategy]] = [*_CLASSES, *map(_named_default, _CLASSES)]
 """The format classes: one for each name and layout."""

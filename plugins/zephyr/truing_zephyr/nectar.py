@@ -48,8 +48,9 @@ class Nectar(DatasetStrategy):
                 f"column {self.field_answers!r} has answers of one rank only ({answers[0][0]:g}), so that none is preferred"
             )
         chosen = {"best_next": unequal[:1], "best_worst": [(answers[0][1], answers[-1][1])], "all": unequal}[self.pairs]
-        for good, bad in chosen:
-            col.check_differ(good, bad)
+        same = next((good for good, bad in chosen if good == bad), None)
+        if same is not None:
+            raise RowError(f"column {self.field_answers!r} has the same answer with two ranks: {col.shorten(same)}")
         extra = col.others(row, self.field_prompt, self.field_answers)
         examples = tuple(Example(prompt=prompt, responses=pair, columns=extra) for pair in chosen)
         return examples if self.pairs == "all" else examples[0]
