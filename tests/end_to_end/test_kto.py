@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+from pathlib import Path
 
 import attrs
 import pytest
@@ -18,6 +20,7 @@ from tests.end_to_end.test_skipped_steps import poison
 from truing.cli import main
 from truing.train.step import evaluate
 
+EXAMPLE = Path(__file__).parents[2] / "examples/kto"
 METHODS = [{"name": "kto", "undesirable_weight": 0.5}, {"name": "kto", "loss_type": "apo_zero_unpaired"}]
 each_method = pytest.mark.parametrize("method", METHODS, ids=["kto", "apo"])
 
@@ -158,6 +161,12 @@ def test_a_label_that_is_none_is_named_with_file_line_and_column(tmp_path, row, 
     done = truing("train", write_run(tmp_path, [*unpaired(4), row]))
     assert done.exit_code == 2 and "Traceback" not in done.output
     assert "rows.jsonl:5: " in done.output and says in done.output
+
+
+def test_the_examples_rows_are_what_its_script_makes():
+    make_rows = runpy.run_path(str(EXAMPLE / "make_rows.py"))["make_rows"]
+    rows = [json.loads(line) for line in (EXAMPLE / "data/train.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == make_rows()
 
 
 def test_data_of_one_prompt_is_refused(tmp_path):

@@ -155,8 +155,8 @@ def metric_names() -> set[str]:
 
 @pytest.mark.parametrize(
     "method",
-    [DPO(), DPO(rpo_alpha=1.0), DPO(loss_type=("sigmoid", "sft")), CPO(), SimPO(), ORPO(), SFT()],
-    ids=["sigmoid", "rpo", "several", "cpo", "simpo", "orpo", "sft"],
+    [DPO(), DPO(rpo_alpha=1.0), DPO(use_weighting=True), DPO(loss_type=("sigmoid", "sft")), CPO(), SimPO(), ORPO(), SFT()],
+    ids=["sigmoid", "rpo", "wpo", "several", "cpo", "simpo", "orpo", "sft"],
 )
 def test_every_metric_is_documented(method):
     from truing.testing import fake_inputs

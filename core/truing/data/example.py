@@ -33,7 +33,7 @@ class Example:
     add_eos: bool = True
     """Whether text responses get the end token when they lack it; messages always end as their template ends them."""
     turn_end: str = ""
-    """What the format itself ends text responses with, such as <|im_end|>; no end token follows it where it is a special token."""
+    """What the format itself ends text responses with, such as `<|im_end|>`; no end token follows one that is a special token."""
     tools: Sequence[Any] | None = None
     """Tool descriptions for the chat template."""
     chat_template: str | None = None

@@ -76,10 +76,7 @@ def set_up(
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
     data = data or _read_data(config, given, tokenizer, model)
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
-    policy, second = _policy_and_copy(config, model, accelerator.device)
-    _check_vocabulary(data, policy)
-    if is_other_model(config):
-        second = load_other_model(config, policy, data.trees, accelerator, reporter)
+    policy, second = _policy_and_second(config, model, data, accelerator, reporter)
     choice, budget = _choose_forward(config, (policy, second), data.trees, accelerator, reporter)
     _warn_of_half_precision(policy, reporter)
     order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
@@ -178,6 +175,17 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
     trees, report = read(config.data, given.dataset)
     eval_trees, eval_report = read(config.eval_data, given.eval_dataset)
     return Data(trees=trees, report=report, eval_trees=eval_trees, eval_report=eval_report)
+
+
+def _policy_and_second(
+    config: TrainConfig, model: Model, data: Data, accelerator: Accelerator, reporter: Reporter
+) -> tuple[Policy, Policy | None]:
+    """Return the policy, and the second model that the reference is, where it is one."""
+    policy, copied = _policy_and_copy(config, model, accelerator.device)
+    _check_vocabulary(data, policy)
+    if is_other_model(config):
+        return policy, load_other_model(config, policy, data.trees, accelerator, reporter)
+    return policy, copied
 
 
 def _policy_and_copy(config: TrainConfig, model: Model, device: torch.device) -> tuple[Policy, Policy | None]:
