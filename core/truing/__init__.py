@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from truing.context import OpenContext
+from truing.data.chat_family import ChatFamily, Turn
+from truing.data.chat_formats import chat_formats
 from truing.data.example import DatasetStrategy, Example
 from truing.dialect import Dialect
 from truing.errors import ConfigError, DataError, ModelError, PluginError, RowError, SetupError, TruingError
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Advantages",
+    "ChatFamily",
     "Completion",
     "ConfigError",
     "DataError",
@@ -51,9 +54,11 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "TruingError",
+    "Turn",
     "VersionSpan",
     "WeightSource",
     "align",
+    "chat_formats",
     "hookimpl",
     "setting",
 ]

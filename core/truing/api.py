@@ -33,7 +33,7 @@ def align(
     model: str | Path | PreTrainedModel | PeftModel | None = None,
     dataset: str | Path | Dataset | Sequence[Mapping[str, Any]] | None = None,
     method: str | Mapping[str, Any] | Loss = "dpo",
-    format: str | Mapping[str, Any] | DatasetStrategy = "preference",
+    format: str | Mapping[str, Any] | DatasetStrategy | None = None,
     num_epochs: float = 1,
     learning_rate: float = 5e-6,
     batch_size: int = 4,
@@ -51,7 +51,7 @@ def align(
     A full TrainConfig as `config` overrides the rest, except for objects that are loaded already: a model with its tokenizer, and
     rows. Otherwise `model` is a hub id, a folder or a loaded model (then with
     `tokenizer`), `dataset` a path, a hub id, a `datasets.Dataset` or a list of rows, and `kwargs` are fields of the trainer or of
-    the method. Never exits the process and starts no other.
+    the method. Without `format`, the columns of the first row say which it is. Never exits the process and starts no other.
 
     Raises ConfigError for a wrong or missing argument, naming all of them, and the other errors of truing.errors.
 

@@ -20,7 +20,7 @@ from truing.config.explain import explain
         ("output.dir", "output.dir: a path, required\n    Run directory."),
         (
             "model.reference",
-            "model.reference: one of auto, copy, default auto\n    auto: with an adapter, the same weights with it off;",
+            "model.reference: one of auto, copy or a mapping, default auto\n    auto: with an adapter, the same",
         ),
         ("data.0.split", "data.split: a string, default train\n    Split, slices included: train[:10%]."),
         ("trainer.report_to", "trainer.report_to: a list (each one of tensorboard, wandb, mlflow, trackio), default []\n"),

@@ -191,6 +191,35 @@ def test_all_faults_are_reported_at_once_by_line(tmp_path):
             ["model.precompute_reference=true", "method.reference_free=true"],
             "model.precompute_reference is true, but dpo with these settings uses no reference; remove it",
         ),
+        (
+            ["model.reference={sync_steps: 8}", "method.reference_free=true"],
+            "model.reference.sync_steps is 8, but dpo with these settings uses no reference; remove it",
+        ),
+        (
+            ["model.reference={name: other}", "method.reference_free=true"],
+            "model.reference.name is 'other', but dpo with these settings uses no reference; remove it",
+        ),
+        (
+            ["model.reference={sync_steps: 8}", "model.precompute_reference=true"],
+            "model.precompute_reference keeps log-probabilities of a reference that stays as it is, and with "
+            "model.reference.sync_steps it follows the policy; remove one of the two",
+        ),
+        (
+            ["model.reference={name: other, sync_steps: 8}", "model.adapter={type: lora}"],
+            "model.reference.sync_steps is 8, but where an adapter is trained only a second adapter can follow it, and not the "
+            "model that model.reference.name says; remove one of the two",
+        ),
+        (
+            ["model.reference={mixup_alpha: 0.5}"],
+            "model.reference.mixup_alpha is 0.5, but without sync_steps the reference never moves; set that, or remove mixup_alpha",
+        ),
+        (["model.reference={sync_steps: 0}"], "model.reference.sync_steps must be > 0, got 0"),
+        (
+            ["model.reference={sync_steps: 8, mixup_alpha: 1.5}"],
+            "model.reference.mixup_alpha must be > 0 and <= 1, got 1.5",
+        ),
+        (["model.reference={sync_step: 8}"], "model.reference.sync_step is not a known key; did you mean 'sync_steps'?"),
+        (["model.reference=other/model"], "model.reference must be one of auto, copy or a mapping, got 'other/model'"),
     ],
 )
 def test_one_fault(tmp_path, overrides, message):

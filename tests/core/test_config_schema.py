@@ -41,6 +41,7 @@ def test_the_examples_and_their_resolved_forms_are_accepted(tmp_path, text):
         "trainer: null",
         "trainer: {report_to: wandb, seed: null}",
         "data: {data_files: x.json, format: {name: user.columns, field_chosen: best}}",
+        "data: [{path: x}, {path: y, format: null}]",
     ],
 )
 def test_accepted(change):
@@ -63,7 +64,7 @@ def test_accepted(change):
         "trainer: {warmup_ratio: 2}",
         "trainer: {mixed_precision: yes}",
         "data: {path: x, format: preferense}",
-        "data: [{path: x}]",
+        "data: [{path: x, format: 3}]",
         "output: out",
         "base_dir: x",
     ],

@@ -37,6 +37,21 @@ def test_a_count_of_nothing_is_an_error():
         reduce_term(Term(torch.ones(1), "pair"), StepCounts.of([random_trees(1)], Layout.SINGLE))
 
 
+def test_a_metric_may_be_a_difference_of_means_and_is_left_out_where_one_is_of_nothing():
+    """Two desirable values (3, 5) and one undesirable (1): 4 - 1 = 3."""
+    desirable, undesirable = torch.tensor([3.0, 5.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
+    output = LossOutput(
+        terms=[Term(torch.ones(3), "sequence")],
+        metrics={
+            "margins": (Term(desirable, "desirable"), Term(undesirable, "undesirable", -1.0)),
+            "chosen": Term(desirable, "desirable"),
+        },
+    )
+    metrics = reduce_output(output, StepCounts(sequence=3, desirable=2, undesirable=1))[1]
+    assert {name: float(value) for name, value in metrics.items()} == {"loss": 1.0, "margins": 3.0, "chosen": 4.0}
+    assert reduce_output(output, StepCounts(sequence=2, desirable=2))[1].keys() == {"loss", "chosen"}
+
+
 def test_unknown_per_is_an_error():
     with pytest.raises(ValueError, match=r"must be one of pair, example, .* got 'batch'"):
         Term(torch.ones(1), "batch")

@@ -118,6 +118,21 @@ def test_pairs_exist_in_the_paired_layout_only(per):
     breaks(bad, f"per '{per}', which only PAIRED batches have, not LABELED")
 
 
+@pytest.mark.parametrize("per", ["desirable", "undesirable"])
+def test_labels_exist_in_the_labeled_layout_only(per):
+    bad = loss_like(Hinge, with_terms(lambda inputs, values: Term(values, per)))
+    breaks(bad, f"per '{per}', which only LABELED batches have, not PAIRED")
+
+
+def test_values_of_one_label_may_be_those_alone_or_zeros_for_others():
+    def call(self, inputs, good):
+        scores = inputs.mean_logps
+        terms = (Term(scores[inputs.labels], "desirable"), Term(scores * ~inputs.labels, "undesirable", -1.0))
+        return LossOutput([*good.terms], {"margin": terms})
+
+    check_loss(loss_like(Labelled, call))
+
+
 def test_numbers_that_are_not_finite():
     breaks(
         loss_like(Hinge, with_terms(lambda inputs, values: Term(values / 0, "pair"))), "term 0 is not finite on an ordinary batch"

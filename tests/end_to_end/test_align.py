@@ -335,3 +335,21 @@ def test_a_kernel_that_fails_in_mixed_precision_costs_speed_alone(tmp_path, monk
     said = json.loads((tmp_path / "run/environment.json").read_text())["forward"]
     assert said.startswith("every prompt computed once")
     assert said.endswith("because with flash kernels its code fails (RuntimeError: no such kernel)")
+
+
+def test_a_format_that_its_columns_say_is_said_aloud_and_written_down(tmp_path, capsys):
+    """So that a resume, and a run of that file, read the data alike whatever plugins are there then."""
+    rows = preferences()[:8]
+    state = run(tmp_path / "run", dataset=rows, eval_dataset=rows)
+    said = "format: preference, chosen by the columns 'prompt', 'chosen', 'rejected' of data; set data.format to say otherwise"
+    printed = capsys.readouterr()
+    assert said in (printed.out + printed.err)
+    assert (tmp_path / "run/config.yaml").read_text().count("format: preference") == 2
+    assert "(as preference)" in (tmp_path / "run/model/README.md").read_text()
+    assert losses(run(tmp_path / "named", dataset=rows, eval_dataset=rows, format="preference")) == losses(state)
+    assert run(tmp_path / "run", dataset=rows, eval_dataset=rows, resume=True).step == state.step
+
+
+def test_columns_that_no_format_knows_are_an_error_with_the_choices(tmp_path):
+    with pytest.raises(truing.ConfigError, match=r"data\.format is not set, and no format knows the columns 'a', 'b' for sure"):
+        run(tmp_path / "run", dataset=[{"a": "1", "b": "2"}])

@@ -60,7 +60,7 @@ def test_two_steps_lower_the_loss(tmp_path, method):
 
 
 @pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
-@pytest.mark.parametrize("method", [METHODS[0], METHODS[4], *METHODS[7:]], ids=str)
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[7]], ids=str)
 def test_loss_metrics_and_every_gradient_are_the_same_to_1e_12(tmp_path, forward, method):
     save_tiny_model(tmp_path / "model", architecture="gpt2")
     write_rows(tmp_path / "rows.jsonl", conversations(16))

@@ -159,6 +159,7 @@ def metric_names() -> set[str]:
     [
         DPO(),
         DPO(rpo_alpha=1.0),
+        DPO(use_weighting=True),
         DPO(loss_type=("sigmoid", "sft")),
         CPO(),
         SimPO(),
@@ -167,7 +168,7 @@ def metric_names() -> set[str]:
         RankedRewardModel(),
         SFT(),
     ],
-    ids=["sigmoid", "rpo", "several", "cpo", "simpo", "orpo", "reward-model", "ranked", "sft"],
+    ids=["sigmoid", "rpo", "wpo", "several", "cpo", "simpo", "orpo", "reward-model", "ranked", "sft"],
 )
 def test_every_metric_is_documented(method):
     from truing.testing import fake_inputs

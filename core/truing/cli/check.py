@@ -19,12 +19,19 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     """Check CONFIG without training: every fault at once, with its line. OVERRIDES change single keys: trainer.seed=1."""
     from truing.config import load_config
     from truing.config.agreement import warnings_of
+    from truing.data.recognise import with_formats
     from truing.registry import Registry
 
-    loaded = load_config(config, overrides, registry=Registry.load())
+    registry = Registry.load()
+    loaded = load_config(config, overrides, registry=registry)
+    chosen: list[str] = []
+    if all(_is_there(entry, loaded) for entry in (*loaded.data, *loaded.eval_data) if entry.format is None):
+        loaded, chosen = with_formats(loaded, lambda: registry)
     click.echo(f"{config} is valid.")
     for name, value in _summary(loaded):
         click.echo(f"  {name:<10}{value}")
+    for line in chosen:
+        click.echo(f"  {line}")
     for warning in (*warnings_of(loaded), *_missing_files(loaded)):
         click.secho(f"warning: {warning}", fg="yellow", err=True)
 
@@ -35,7 +42,7 @@ def _summary(config: TrainConfig) -> Iterator[tuple[str, str]]:
     yield "model", config.model.name + (f", training a {config.model.adapter.type} adapter" if config.model.adapter else "")
     for key, entries in (("data", config.data), ("eval_data", config.eval_data)):
         for entry in entries:
-            yield key, f"{_where(entry)} as {entry.format.name}" + (f", weight {entry.weight:g}" if entry.weight else "")
+            yield key, f"{_where(entry)} as {entry.format_name}" + (f", weight {entry.weight:g}" if entry.weight else "")
     if config.rollout is not None:
         yield "rollout", config.rollout.name
     if config.rewards:
@@ -48,6 +55,14 @@ def _summary(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 def _where(entry: DataConfig) -> str:
     return ", ".join([*([entry.path] if entry.path else []), *entry.data_files])
+
+
+def _is_there(entry: DataConfig, config: TrainConfig) -> bool:
+    """Return whether a dataset is on this machine, so that its first row can be looked at."""
+    from truing.data.paths import local_path
+
+    files = [entry.path] if entry.path is not None else list(entry.data_files)
+    return all(local_path(file, config.base_dir) is not None for file in files)
 
 
 def _missing_files(config: TrainConfig) -> Iterator[str]:

@@ -40,11 +40,14 @@ def preview(config: Path, overrides: tuple[str, ...], count: int | None, as_json
     from truing.config import load_config
     from truing.data import prepare
     from truing.data.dataset import tree_to_json
+    from truing.data.recognise import with_formats
     from truing.data.tokenizer import load_context_length, load_tokenizer
     from truing.loss import prompt_tokens_of
     from truing.registry import Registry
 
-    loaded: TrainConfig = load_config(config, overrides, registry=Registry.load())
+    registry = Registry.load()
+    loaded: TrainConfig
+    loaded, chosen = with_formats(load_config(config, overrides, registry=registry), lambda: registry)
     tokenizer = load_tokenizer(loaded.model, loaded.base_dir)
     dataset, report = prepare(
         loaded.data,
@@ -66,7 +69,7 @@ def preview(config: Path, overrides: tuple[str, ...], count: int | None, as_json
                 click.echo(sample.translate(_JSON_CONTROL))
         else:
             _show_all((dataset[index] for index in shown), tokenizer)
-    click.echo("\n".join(report.lines()), err=as_json)
+    click.echo("\n".join([*chosen, *report.lines()]), err=as_json)
 
 
 @attrs.frozen

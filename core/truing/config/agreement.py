@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truing.config.classes import DataConfig, ModelConfig, TrainConfig, TrainerConfig
-from truing.config.faults import KeyPath
+from truing.config.faults import KeyPath, show
 from truing.data.files import file_type
 from truing.loss import Layout, Needs
 from truing.rewards import DEFAULT_WARNING, DefaultReward
@@ -66,8 +66,31 @@ def _offline(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[
 
 
 def _reference(method: Any, model: ModelConfig) -> Iterator[tuple[KeyPath, str]]:
-    if model.precompute_reference and Needs.REFERENCE_LOGPS not in method.needs:
-        yield ("model", "precompute_reference"), f"is true, but {method.name} with these settings uses no reference; remove it"
+    settings = model.reference_settings
+    if Needs.REFERENCE_LOGPS not in method.needs:
+        asked: dict[KeyPath, Any] = {
+            ("precompute_reference",): model.precompute_reference,
+            ("reference", "name"): settings.name,
+            ("reference", "sync_steps"): settings.sync_steps,
+        }
+        for key, value in asked.items():
+            if value:
+                yield ("model", *key), f"is {show(value)}, but {method.name} with these settings uses no reference; remove it"
+    elif model.precompute_reference and settings.sync_steps is not None:
+        message = (
+            "keeps log-probabilities of a reference that stays as it is, and with model.reference.sync_steps it follows the "
+            "policy; remove one of the two"
+        )
+        yield ("model", "precompute_reference"), message
+    if settings.sync_steps is not None and settings.name is not None and model.adapter is not None:
+        message = (
+            f"is {settings.sync_steps}, but where an adapter is trained only a second adapter can follow it, and not the model "
+            "that model.reference.name says; remove one of the two"
+        )
+        yield ("model", "reference", "sync_steps"), message
+    if settings.sync_steps is None and settings.mixup_alpha != 0.6:
+        message = f"is {settings.mixup_alpha:g}, but without sync_steps the reference never moves; set that, or remove mixup_alpha"
+        yield ("model", "reference", "mixup_alpha"), message
 
 
 def warnings_of(config: TrainConfig) -> list[str]:

@@ -28,6 +28,21 @@ class LoraConfig:
 
 
 @attrs.frozen(kw_only=True)
+class ReferenceConfig:
+    """A reference of another model, or one that follows the policy (TR-DPO, Gorbatovski et al. 2024, arXiv:2404.09656)."""
+
+    name: str | None = setting(
+        None, help="Hub id or local folder of the reference; null takes the weights that the policy starts from."
+    )
+    sync_steps: int | None = setting(
+        None, gt=0, help="Optimiser steps between moves of the reference towards the policy; null never."
+    )
+    mixup_alpha: float = setting(
+        0.6, gt=0, le=1, help="Share of the policy in what the reference becomes at a move; 1 is the policy."
+    )
+
+
+@attrs.frozen(kw_only=True)
 class ModelConfig:
     """The policy, and what its reference is."""
 
@@ -42,13 +57,20 @@ class ModelConfig:
         None, help="Keep linear layers in 4 bits, of this type, by bitsandbytes; an adapter is trained on them (arXiv:2305.14314)."
     )
     adapter: LoraConfig | None = setting(None, help="Train an adapter instead of the model's weights.")
-    reference: Literal["auto", "copy"] = setting(
-        "auto", help="auto: with an adapter, the same weights with it off; else a frozen copy. copy: always a copy."
+    reference: Literal["auto", "copy"] | ReferenceConfig = setting(
+        "auto",
+        help="auto: with an adapter, the same weights with it off; else a frozen copy. copy: always a copy. A mapping: another "
+        "model, or one that follows the policy.",
     )
     precompute_reference: bool = setting(
         False, help="Compute the reference's log-probabilities once, before training, and keep them for later runs."
     )
     trust_remote_code: bool = setting(False, help="Run code from the model's repository. Only for repositories that you trust.")
+
+    @property
+    def reference_settings(self) -> ReferenceConfig:
+        """The mapping that `reference` is; where it is a word, one with nothing set."""
+        return self.reference if isinstance(self.reference, ReferenceConfig) else ReferenceConfig()
 
 
 @attrs.frozen(kw_only=True)
@@ -56,7 +78,9 @@ class DataConfig:
     """One dataset: where it is, and how a row is read."""
 
     path: str | None = setting(None, help="Hub id, folder, or .json, .jsonl, .csv, .parquet, .txt file (.gz too).")
-    format: DatasetStrategy = setting(help="How a row is read: a dataset strategy, or file.function.")
+    format: DatasetStrategy | None = setting(
+        None, help="How a row is read: a dataset strategy, or file.function; null chooses by the first row's columns."
+    )
     name: str | None = setting(None, help="Configuration of a hub dataset.")
     split: str = setting("train", help="Split, slices included: train[:10%].")
     revision: str | None = setting(None, help="Branch, tag or commit of a hub dataset.")
@@ -67,6 +91,11 @@ class DataConfig:
     )
     limit: int | None = setting(None, gt=0, help="Use only the first rows.")
     on_bad_row: Literal["error", "skip"] = setting("error", help="What a row that cannot be read does: stop, or be counted.")
+
+    @property
+    def format_name(self) -> str:
+        """The format's name, or that it is yet to be chosen."""
+        return "its columns say" if self.format is None else self.format.name
 
 
 @attrs.frozen(kw_only=True)

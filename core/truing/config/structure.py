@@ -175,7 +175,7 @@ def _union_hook(union: Any, converter: cattrs.Converter) -> StructureHook:
             try:
                 return converter.structure(value, member)
             except (WrongValueError, cattrs.BaseValidationError):
-                if len(meant) == 1:
+                if len(meant) == 1 and not (is_literal(member) and any(map(attrs.has, members))):
                     raise
         raise _wrong(union, value)
 

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from truing.data.dataset import TreeDataset
     from truing.data.pipeline import prepare, prepare_rows
+    from truing.data.recognise import with_formats
     from truing.data.report import DataReport
 
-__all__ = ["DataReport", "TreeDataset", "prepare", "prepare_rows"]
+__all__ = ["DataReport", "TreeDataset", "prepare", "prepare_rows", "with_formats"]
 
-_LAZY = {"DataReport": "report", "TreeDataset": "dataset", "prepare": "pipeline", "prepare_rows": "pipeline"}
+_LAZY = {
+    "DataReport": "report",
+    "TreeDataset": "dataset",
+    "prepare": "pipeline",
+    "prepare_rows": "pipeline",
+    "with_formats": "recognise",
+}
 
 
 def __getattr__(name: str) -> Any:

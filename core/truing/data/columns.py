@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,13 +50,35 @@ def check_string(value: Any, column: str, *, may_be_empty: bool = False) -> str:
     return value
 
 
+def first_present(row: Mapping[str, Any], columns: str | Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the first of some columns that is there and not null, and a note for the report where others are there too.
+
+    Raises RowError where there is none.
+    """
+    names = (columns,) if isinstance(columns, str) else columns
+    found = [name for name in names if row.get(name) is not None]
+    if not found and len(names) == 1:
+        read(row, names[0])
+    if not found:
+        listed, has = (", ".join(map(repr, some)) or "none" for some in (names, row))
+        raise RowError(f"none of the columns {listed} is there; the row has {has}: rename a column, or choose the format that fits")
+    ignored = ", ".join(map(repr, found[1:]))
+    return found[0], (f"column {found[0]!r} read, though there is {ignored} too",) if ignored else ()
+
+
+def read_optional(row: Mapping[str, Any], column: str) -> str:
+    """Return a column of text, unchanged; the empty string where it is missing or null. Raises RowError where it is not text."""
+    return "" if row.get(column) is None else check_string(row[column], column, may_be_empty=True)
+
+
 def check_messages(value: Any, column: str) -> tuple[Message, ...]:
-    """Return a list of messages, each with a known role and text as content, without its null keys.
+    """Return a list of messages, each with a known role and text as content, without its null keys at any depth.
 
     Columnar files give every message the keys of all others, filled with null; templates must not see those. Raises RowError.
     """
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise RowError(f"column {column!r} must be text or a list of messages, got {type(value).__name__} {shorten(value)}")
+        allowed = "a list of messages" if isinstance(value, str) else "text or a list of messages"
+        raise RowError(f"column {column!r} must be {allowed}, got {type(value).__name__} {shorten(value)}")
     if not value:
         raise RowError(f"column {column!r} is an empty list; it needs at least one message")
     return tuple(_check_message(message, f"{column}[{index}]") for index, message in enumerate(value))
@@ -66,11 +90,9 @@ def _check_message(message: Any, place: str) -> Message:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise RowError(f"{place} has the role {shorten(role)}; known roles are {', '.join(ROLES)}")
-    if content is None and message.get("tool_calls"):
-        return {key: item for key, item in message.items() if item is not None}
-    if not isinstance(content, str):
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise RowError(f"{place} must have text as its content, got {type(content).__name__} {shorten(content)}")
-    return {key: item for key, item in message.items() if item is not None}
+    return {key: without_nulls(item) for key, item in message.items() if item is not None}
 
 
 def check_prompt(value: Any, column: str) -> Text:
@@ -110,6 +132,48 @@ def same_kind(prompt: Text, response: Text, column: str) -> None:
         raise RowError(f"the prompt is {kinds[0]} and column {column!r} is {kinds[1]}; make both text, or both messages")
 
 
+def check_differ(chosen: Text, rejected: Text, columns: tuple[str, str] = ("chosen", "rejected")) -> None:
+    """Raise RowError, with the names of the columns, where both sides of a pair are the same."""
+    if chosen == rejected:
+        raise RowError(f"{' equals '.join(columns)} ({shorten(chosen)}); a pair needs two different responses")
+
+
+def check_conversation(value: Any, column: str) -> tuple[Message, ...]:
+    """Return messages of which the last is the assistant's, and says something. Raises RowError."""
+    messages = check_messages(value, column)
+    if messages[-1]["role"] != "assistant":
+        raise RowError(f"the last message of column {column!r} must be the assistant's, got role {messages[-1]['role']!r}")
+    check_reply(messages[-1], column)
+    return messages
+
+
+def split_conversation(value: Any, column: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """Return what comes before the last message, the assistant's, and that message. Raises RowError."""
+    messages = check_conversation(value, column)
+    if len(messages) == 1:
+        raise RowError(f"column {column!r} is one message, the assistant's: there is nothing to answer")
+    return messages[:-1], messages[-1:]
+
+
+def split_pair(
+    chosen: Any, rejected: Any, columns: tuple[str, str] = ("chosen", "rejected")
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
+    """Return prompt, chosen and rejected of two conversations that differ in their last message, the assistant's.
+
+    Raises RowError, with the names of the columns, where they are something else.
+    """
+    sides = check_conversation(chosen, columns[0]), check_conversation(rejected, columns[1])
+    if sides[0][:-1] != sides[1][:-1]:
+        raise RowError(
+            f"{' and '.join(columns)} must be the same messages up to the last one, for that is the prompt, and they are not"
+        )
+    check_differ(sides[0][-1:], sides[1][-1:], columns)
+    if len(sides[0]) == 1:
+        raise RowError(f"{' and '.join(columns)} are one message each: there is nothing to answer")
+    check_prompt(sides[0][:-1], columns[0])
+    return sides[0][:-1], sides[0][-1:], sides[1][-1:]
+
+
 def read_label(row: Mapping[str, Any], column: str) -> tuple[bool, tuple[str, ...]]:
     """Return a boolean column, and a note for the report where 0, 1, "true" or "false" was read as one. Raises RowError."""
     value = read(row, column)
@@ -133,12 +197,55 @@ def read_number(row: Mapping[str, Any], column: str) -> float:
     return number
 
 
+def read_margin(row: Mapping[str, Any]) -> float | None:
+    """Return the column margin, by how much chosen is better; None where there is none. Raises RowError."""
+    return None if row.get("margin") is None else read_number(row, "margin")
+
+
+def read_answers(
+    row: Mapping[str, Any], column: str, prompt: Text, *, keys: tuple[str, str] = ("answer", "rank")
+) -> list[tuple[float, Text]]:
+    """Return the ranks and responses of a list of {answer, rank}, lowest rank first; `keys` are these two keys' names.
+
+    Responses to a prompt of messages are messages. Raises RowError.
+    """
+    answers = read(row, column)
+    if not isinstance(answers, (list, tuple)) or len(answers) < 2:
+        raise RowError(f"column {column!r} must be a list of two or more {{{', '.join(keys)}}}, got {shorten(answers)}")
+    read_all = [_read_answer(answer, f"{column}[{index}]", prompt, keys) for index, answer in enumerate(answers)]
+    return sorted(read_all, key=lambda answer: answer[0])
+
+
+def _read_answer(answer: Any, place: str, prompt: Text, keys: tuple[str, str]) -> tuple[float, Text]:
+    if not isinstance(answer, Mapping) or not set(keys) <= set(answer):
+        raise RowError(f"{place} must be {{{', '.join(keys)}}}, got {shorten(answer)}")
+    text, rank = answer[keys[0]], read_number(answer, keys[1])
+    if isinstance(text, str) and not isinstance(prompt, str):
+        text = [{"role": "assistant", "content": text}]
+    response = check_response(text, f"{place}.{keys[0]}")
+    same_kind(prompt, response, f"{place}.{keys[0]}")
+    return rank, response
+
+
 def read_tools(row: Mapping[str, Any]) -> Sequence[Any] | None:
-    """Return the column tools, a list of descriptions for the chat template; None where there is none. Raises RowError."""
+    """Return the column tools, descriptions for the chat template, as a list or as JSON of one; None where there is none.
+
+    Null keys vanish, as those of messages do. Raises RowError.
+    """
     tools = row.get("tools")
-    if tools is not None and not isinstance(tools, (list, tuple)):
+    if isinstance(tools, str) and tools.strip():
+        with contextlib.suppress(ValueError):  # what stays text is refused below
+            tools = json.loads(tools)
+    if tools is not None and tools != "" and not isinstance(tools, (list, tuple)):
         raise RowError(f"column 'tools' must be a list of tool descriptions, got {type(tools).__name__} {shorten(tools)}")
-    return tools or None
+    return without_nulls(list(tools)) if tools else None
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without the keys that are null, at any depth: columnar files give each mapping the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def others(row: Mapping[str, Any], *used: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -62,13 +63,17 @@ class Encoder:
     those that `prompt_tokens` names, but for the first, which nothing predicts.
 
     Text gets the special tokens that the tokenizer puts before a text, once, and the end token after it if `add_eos` and it
-    lacks it. A chat template brings its own: what it writes after the token that ends the turn is cut, and the end token is
+    lacks it, or instead the end of the format's own turns, where the tokenizer has a token for that.
+    A chat template brings its own: what it writes after the token that ends the turn is cut, and the end token is
     added only where the template ends a turn with no special token.
     """
 
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     prompt_tokens: PromptTokens = "none"
+    template_key: str = "model.chat_template"
+    """Where the chat template is from, for messages."""
+    _by_template: dict[str, Encoder] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | RowError]:
         """Return a tree for each Example, or the RowError that says why it has none. Raises ModelError as `render` does."""
@@ -80,9 +85,19 @@ class Encoder:
             for item in rendered
         ]
 
+    def with_template(self, template: str | None) -> Encoder:
+        """Return the encoder whose tokenizer has this chat template; itself for None."""
+        if template is None:
+            return self
+        if template not in self._by_template:
+            tokenizer = copy.copy(self.tokenizer)
+            tokenizer.chat_template = template
+            self._by_template[template] = attrs.evolve(self, tokenizer=tokenizer, template_key="the format's chat_template")
+        return self._by_template[template]
+
     def _try_render(self, example: Example) -> Rendered | RowError:
         try:
-            return self.render(example)
+            return self.with_template(example.chat_template).render(example)
         except RowError as error:
             return error
 
@@ -106,10 +121,13 @@ class Encoder:
         if len({isinstance(text, str) for text in (example.prompt, *example.responses)}) > 1:
             raise RowError("prompt and responses must be all text or all messages; the row mixes both")
         chat = not isinstance(example.prompt, str)
-        prompt, wholes = (self._render_chat if chat else _render_text)(example)
+        prompt, wholes = (self._render_chat if chat else self._render_text)(example)
         turns: tuple[tuple[int, int], ...] = ()
         if self.prompt_tokens == "assistant" and not isinstance(example.prompt, str):
             turns = self._find_turns(example.prompt, example.tools, prompt)
+        if not chat and example.turn_end.strip() and not self._is_end(example.turn_end):
+            note = f"the format ends turns with {example.turn_end!r}, which this tokenizer has no token for: it is read as text"
+            example = attrs.evolve(example, notes=(*example.notes, f"{note}, and the end token follows it"))
         rendered = Rendered(example, prompt, wholes, chat, turns)
         for text in (rendered.prompt, *rendered.wholes):
             _check_unicode(text)
@@ -118,7 +136,17 @@ class Encoder:
     def _render_chat(self, example: Example) -> tuple[str, tuple[str, ...]]:
         prompt = self._apply_template(example.prompt, example.tools, add_generation_prompt=True)
         wholes = [self._apply_template([*example.prompt, *response], example.tools) for response in example.responses]
-        return prompt, tuple(self._cut_after_turn(whole) for whole in wholes)
+        return prompt, tuple(_cut_after_turn(whole, self.turn_end) for whole in wholes)
+
+    def _render_text(self, example: Example) -> tuple[str, tuple[str, ...]]:
+        assert isinstance(example.prompt, str), "messages are rendered by the template"
+        wholes = tuple(example.prompt + str(response) for response in example.responses)
+        ends = self._is_end(example.turn_end)
+        return example.prompt, tuple(_cut_after_turn(whole, example.turn_end) for whole in wholes) if ends else wholes
+
+    def _is_end(self, turn_end: str) -> bool:
+        """Return whether a format's own end of a turn is a special token, but for white space behind it."""
+        return turn_end.rstrip() in self._special_tokens
 
     def _find_turns(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: str) -> tuple[tuple[int, int], ...]:
         """Return where the assistant's turns lie in the rendered prompt, each from what asks for it to the token that ends it.
@@ -131,7 +159,7 @@ class Encoder:
                 continue
             try:
                 before = self._apply_template(messages[:index], tools, add_generation_prompt=True)
-                through = self._cut_after_turn(self._apply_template(messages[: index + 1], tools))
+                through = _cut_after_turn(self._apply_template(messages[: index + 1], tools), self.turn_end)
             except RowError as error:
                 raise RowError(f"which tokens of message {index} are the assistant's cannot be told: {error}; {_ADVICE}") from error
             if not (through.startswith(before) and prompt.startswith(through)):
@@ -141,10 +169,6 @@ class Encoder:
                 )
             turns.append((len(before), len(through)))
         return tuple(turns)
-
-    def _cut_after_turn(self, whole: str) -> str:
-        trailing = self.turn_end[len(self.turn_end.rstrip()) :]
-        return whole[: len(whole) - len(trailing)] if whole.endswith(self.turn_end) else whole
 
     def _apply_template(self, messages: Text, tools: Sequence[Any] | None, *, add_generation_prompt: bool = False) -> str:
         import jinja2
@@ -163,7 +187,7 @@ class Encoder:
                 tokenize=False,
             )
         except jinja2.TemplateSyntaxError as error:
-            raise ModelError(f"model.chat_template is not valid Jinja: {error.message} in line {error.lineno}") from error
+            raise ModelError(f"{self.template_key} is not valid Jinja: {error.message} in line {error.lineno}") from error
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise RowError(f"the chat template refuses the messages: {error}") from error
         return str(rendered[0])
@@ -203,6 +227,11 @@ class Encoder:
     @cached_property
     def _turn_ends_specially(self) -> bool:
         return self.has_end(self._tokenize([self.turn_end.rstrip()])[0])
+
+    @cached_property
+    def _special_tokens(self) -> frozenset[str]:
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
+        return frozenset(added) | frozenset(self.tokenizer.all_special_tokens)
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -256,8 +285,9 @@ class Encoder:
 
     def _with_eos(self, ids: TokenIds, rendered: Rendered) -> TokenIds:
         eos = self.tokenizer.eos_token_id
-        template_ends = rendered.chat and self._turn_ends_specially and self.has_end(ids)
-        if template_ends or ids[-1:] == (eos,) or not (rendered.chat or rendered.example.add_eos):
+        of_template = self.with_template(rendered.example.chat_template)
+        ends = of_template._turn_ends_specially if rendered.chat else self._is_end(rendered.example.turn_end)
+        if (ends and self.has_end(ids)) or ids[-1:] == (eos,) or not (rendered.chat or rendered.example.add_eos):
             return ids
         if eos is None:
             raise ModelError(
@@ -272,9 +302,9 @@ class Encoder:
         return int(eos if bos is None else bos)
 
 
-def _render_text(example: Example) -> tuple[str, tuple[str, ...]]:
-    assert isinstance(example.prompt, str), "messages are rendered by the template"
-    return example.prompt, tuple(example.prompt + str(response) for response in example.responses)
+def _cut_after_turn(whole: str, turn_end: str) -> str:
+    trailing = turn_end[len(turn_end.rstrip()) :]
+    return whole[: len(whole) - len(trailing)] if whole.endswith(turn_end) else whole
 
 
 def _check_unicode(text: str) -> None:

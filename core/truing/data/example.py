@@ -32,8 +32,12 @@ class Example:
     """PAIRED layout: by how much chosen is better, where the data says."""
     add_eos: bool = True
     """Whether text responses get the end token when they lack it; messages always end as their template ends them."""
+    turn_end: str = ""
+    """What the format itself ends text responses with, such as `<|im_end|>`; no end token follows one that is a special token."""
     tools: Sequence[Any] | None = None
     """Tool descriptions for the chat template."""
+    chat_template: str | None = None
+    """Jinja text that renders the messages in the place of the model's own template."""
     columns: Mapping[str, Any] = attrs.field(factory=dict)
     """Extra columns, handed on to rewards."""
     notes: tuple[str, ...] = ()
@@ -44,6 +48,10 @@ class DatasetStrategy(Protocol):
     """Reads one row of a dataset: an attrs class of settings such as column names.
 
     A name may serve several layouts with different columns: one class each, unique per name and layout.
+
+    Optional: a class method `recognises(row) -> bool`, which says whether a row is one of this format's and could be no other's.
+    Where a configuration names no format, the one of those for the method's layout that recognises the first row is taken. It
+    is quick, looks at columns and their types only, and says False where the user must choose: between markups, say.
     """
 
     name: ClassVar[str]

@@ -73,7 +73,7 @@ def prepare(
 
 def prepare_rows(
     rows: datasets.Dataset | Iterable[Mapping[str, Any]],
-    strategy: DatasetStrategy | FunctionStrategy,
+    strategy: DatasetStrategy | FunctionStrategy | None,
     *,
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
@@ -93,7 +93,9 @@ def prepare_rows(
     return maker.finish()
 
 
-def _bind(strategy: DatasetStrategy | FunctionStrategy, layout: Layout, config: Any, index: int, tokenizer: Any) -> Parse:
+def _bind(strategy: DatasetStrategy | FunctionStrategy | None, layout: Layout, config: Any, index: int, tokenizer: Any) -> Parse:
+    if strategy is None:
+        raise ConfigError("data.format is not set; truing.data.with_formats chooses one by the columns of the first row")
     if layout not in strategy.layouts:
         known = ", ".join(sorted(known.name for known in strategy.layouts))
         raise ConfigError(

@@ -12,6 +12,7 @@ import attrs
 
 from truing.data import columns as col
 from truing.data.example import DatasetStrategy, Example, Message, Text
+from truing.data.looks import first_of, has_pair_beside, has_system_beside, is_messages, is_pair
 from truing.errors import ConfigError, RowError
 from truing.functions import describe_failure, find_function, load_function
 from truing.loss import Layout
@@ -28,12 +29,18 @@ class Preference(DatasetStrategy):
     name: ClassVar[str] = "preference"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.PAIRED})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has both sides and a prompt, in a column or as what both begin with, and no system turn beside."""
+        return is_pair(row)
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the pair, with its `margin` where the row has one."""
         prompt, chosen, rejected = _read_pair(row)
-        margin = col.read_number(row, "margin") if row.get("margin") is not None else None
         extra = col.others(row, "prompt", "chosen", "rejected", "margin", "tools")
-        return Example(prompt=prompt, responses=(chosen, rejected), margin=margin, tools=col.read_tools(row), columns=extra)
+        return Example(
+            prompt=prompt, responses=(chosen, rejected), margin=col.read_margin(row), tools=col.read_tools(row), columns=extra
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -42,6 +49,11 @@ class PreferencePrompt(DatasetStrategy):
 
     name: ClassVar[str] = "preference"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.ROLLOUT})
+
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is a pair of this format."""
+        return is_pair(row)
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt alone."""
@@ -55,17 +67,52 @@ class PreferencePrompt(DatasetStrategy):
 
 
 @attrs.frozen(kw_only=True)
+class PreferenceLabels(DatasetStrategy):
+    """A `preference` row as two samples: chosen is desirable, rejected is not."""
+
+    name: ClassVar[str] = "preference"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.LABELED})
+
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is a pair of this format."""
+        return is_pair(row)
+
+    def parse(self, row: Mapping[str, Any]) -> tuple[Example, Example]:
+        """Return chosen and rejected, each with its label."""
+        pair = attrs.evolve(Preference().parse(row), margin=None)
+        chosen, rejected = pair.responses
+        return attrs.evolve(pair, responses=(chosen,), label=True), attrs.evolve(pair, responses=(rejected,), label=False)
+
+
+@attrs.frozen(kw_only=True)
 class PromptText(DatasetStrategy):
-    """Column prompt, as text or as messages; or column text."""
+    """Column prompt, as text or as messages; or column text; or query, a user's turn, with a system turn in column system.
+
+    The first of these that a row has is read.
+    """
 
     name: ClassVar[str] = "text"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.ROLLOUT})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has one of these columns, and is no pair."""
+        return not is_pair(row) and first_of(row, "prompt", "text", "query") is not None and not has_system_beside(row)
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt."""
-        column = "text" if row.get("prompt") is None and row.get("text") is not None else "prompt"
+        column = first_of(row, "prompt", "text", "query") or "prompt"
+        if column == "query":
+            return self._parse_query(row)
         prompt = col.check_prompt(col.read(row, column), column)
         return Example(prompt=prompt, tools=col.read_tools(row), columns=col.others(row, column, "tools"))
+
+    def _parse_query(self, row: Mapping[str, Any]) -> Example:
+        system, query = col.read_optional(row, "system"), col.read_string(row, "query")
+        turns = ({"role": "system", "content": system}, {"role": "user", "content": query})
+        extra = col.others(row, "query", "system", "tools")
+        return Example(prompt=turns if system else turns[1:], tools=col.read_tools(row), columns=extra)
 
 
 @attrs.frozen(kw_only=True)
@@ -74,6 +121,11 @@ class PreferenceChosen(DatasetStrategy):
 
     name: ClassVar[str] = "preference"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
+
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is a pair of this format."""
+        return is_pair(row)
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the chosen response alone."""
@@ -91,9 +143,18 @@ class ResponseText(DatasetStrategy):
     name: ClassVar[str] = "text"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has prompt and completion, or messages, or text alone, and nothing that says it may be bad."""
+        column = first_of(row, "completion", "messages", "text")
+        alone = row.get("prompt") is None
+        fits = {"completion": not alone, "messages": alone and is_messages(row.get("messages")), "text": alone}
+        others = has_pair_beside(row) or has_system_beside(row) or row.get("label") is not None
+        return column is not None and fits[column] and not others
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt, which is empty for text alone, and the response."""
-        column = next((column for column in ("completion", "messages", "text") if row.get(column) is not None), None)
+        column = first_of(row, "completion", "messages", "text")
         if column is None:
             columns = ", ".join(map(repr, row)) or "none"
             raise RowError(
@@ -106,7 +167,7 @@ class ResponseText(DatasetStrategy):
             col.same_kind(prompt, response, column)
             used.append("prompt")
         elif column == "messages":
-            prompt, response = _split_conversation(row[column], column)
+            prompt, response = col.split_conversation(row[column], column)
         else:
             prompt, response = "", col.read_string(row, column)
         return Example(prompt=prompt, responses=(response,), tools=col.read_tools(row), columns=col.others(row, *used))
@@ -123,25 +184,42 @@ class Passthrough(DatasetStrategy):
         """Return the pair."""
         prompt = col.read_string(row, "prompt", may_be_empty=True)
         chosen, rejected = col.read_string(row, "chosen"), col.read_string(row, "rejected")
-        _differ(chosen, rejected)
+        col.check_differ(chosen, rejected)
         extra = col.others(row, "prompt", "chosen", "rejected")
         return Example(prompt=prompt, responses=(chosen, rejected), add_eos=False, columns=extra)
 
 
 @attrs.frozen(kw_only=True)
 class Unpaired(DatasetStrategy):
-    """Columns prompt and completion, as text or as messages, and the boolean label of the completion."""
+    """Columns prompt and completion, as text or as messages, and the boolean label of the completion.
+
+    Messages with the completion as the last of them, in column messages, will do without these two.
+    """
 
     name: ClassVar[str] = "unpaired"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.LABELED})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has a label, and either prompt and completion or messages."""
+        has_both = first_of(row, "prompt") and first_of(row, "completion")
+        has_either = has_both or (not first_of(row, "prompt", "completion") and is_messages(row.get("messages")))
+        return row.get("label") is not None and bool(has_either) and not has_system_beside(row)
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the labelled completion."""
-        prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
-        completion = col.check_response(col.read(row, "completion"), "completion")
-        col.same_kind(prompt, completion, "completion")
+        prompt: Text
+        completion: Text
+        if row.get("completion") is None and row.get("messages") is not None:
+            used: tuple[str, ...] = ("messages",)
+            prompt, completion = col.split_conversation(row["messages"], "messages")
+        else:
+            used = ("prompt", "completion")
+            prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
+            completion = col.check_response(col.read(row, "completion"), "completion")
+            col.same_kind(prompt, completion, "completion")
         label, notes = col.read_label(row, "label")
-        extra = col.others(row, "prompt", "completion", "label", "tools")
+        extra = col.others(row, *used, "label", "tools")
         return Example(prompt=prompt, responses=(completion,), label=label, tools=col.read_tools(row), columns=extra, notes=notes)
 
 
@@ -152,13 +230,15 @@ class Ranked(DatasetStrategy):
     name: ClassVar[str] = "ranked"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.RANKED})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has a prompt and such answers."""
+        return first_of(row, "prompt") is not None and is_messages(row.get("answers"), "answer", "rank")
+
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the answers, best first, with ranks counted from 0 without gaps."""
         prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
-        answers = col.read(row, "answers")
-        if not isinstance(answers, (list, tuple)) or len(answers) < 2:
-            raise RowError(f"column 'answers' must be a list of two or more {{answer, rank}}, got {col.shorten(answers)}")
-        ranked = sorted((_read_answer(answer, index, prompt) for index, answer in enumerate(answers)), key=lambda pair: pair[0])
+        ranked = col.read_answers(row, "answers", prompt)
         order = sorted({rank for rank, _ in ranked})
         responses = tuple(response for _, response in ranked)
         for index, response in enumerate(responses):
@@ -173,6 +253,7 @@ BUILTIN: list[type[DatasetStrategy]] = [
     Preference,
     PreferencePrompt,
     PreferenceChosen,
+    PreferenceLabels,
     PromptText,
     ResponseText,
     Passthrough,
@@ -268,7 +349,7 @@ def _read_pair(row: Mapping[str, Any]) -> tuple[Text, Text, Text]:
     sides = col.check_response(chosen, "chosen"), col.check_response(rejected, "rejected")
     for side, column in zip(sides, ("chosen", "rejected"), strict=True):
         col.same_kind(prompt, side, column)
-    _differ(*sides)
+    col.check_differ(*sides)
     return prompt, *sides
 
 
@@ -299,42 +380,4 @@ def _split_pair(chosen: Any, rejected: Any) -> tuple[Text, Text, Text]:
         raise RowError(
             "column 'prompt' is missing; it is optional only where chosen and rejected are lists of messages that begin alike"
         )
-    sides = _check_conversation(chosen, "chosen"), _check_conversation(rejected, "rejected")
-    if sides[0][:-1] != sides[1][:-1]:
-        raise RowError("chosen and rejected must be the same messages up to the last one, for that is the prompt, and they are not")
-    _differ(sides[0][-1:], sides[1][-1:])
-    if len(sides[0]) == 1:
-        raise RowError("column 'prompt' is missing, and chosen and rejected are one message each: there is nothing to answer")
-    return col.check_prompt(sides[0][:-1], "chosen"), sides[0][-1:], sides[1][-1:]
-
-
-def _split_conversation(messages: Any, column: str) -> tuple[Text, Text]:
-    turns = _check_conversation(messages, column)
-    if len(turns) == 1:
-        raise RowError(f"column {column!r} is one message, the assistant's: there is nothing to answer")
-    return turns[:-1], turns[-1:]
-
-
-def _check_conversation(messages: Any, column: str) -> tuple[Message, ...]:
-    turns = col.check_messages(messages, column)
-    if turns[-1]["role"] != "assistant":
-        raise RowError(f"the last message of column {column!r} must be the assistant's, got role {turns[-1]['role']!r}")
-    col.check_reply(turns[-1], column)
-    return turns
-
-
-def _differ(chosen: Text, rejected: Text) -> None:
-    if chosen == rejected:
-        raise RowError(f"chosen equals rejected ({col.shorten(chosen)}); a pair needs two different responses")
-
-
-def _read_answer(answer: Any, index: int, prompt: Text) -> tuple[float, Text]:
-    place = f"answers[{index}]"
-    if not isinstance(answer, Mapping) or not {"answer", "rank"} <= set(answer):
-        raise RowError(f"{place} must be {{answer, rank}}, got {col.shorten(answer)}")
-    rank, text = col.read_number(answer, "rank"), answer["answer"]
-    if isinstance(text, str) and not isinstance(prompt, str):
-        text = [{"role": "assistant", "content": text}]
-    response = col.check_response(text, f"{place}.answer")
-    col.same_kind(prompt, response, f"{place}.answer")
-    return rank, response
+    return col.split_pair(chosen, rejected)

@@ -22,8 +22,8 @@ from truing.model.weights import check_weights, conversion
 from truing.redact import redact
 
 
-def load_model(config: ModelConfig, base_dir: Path, *, trained: bool) -> PreTrainedModel:
-    """Return the causal language model that the configuration names, on the CPU, in memory of its own.
+def load_model(config: ModelConfig, base_dir: Path, *, trained: bool, key: str = "model.name") -> PreTrainedModel:
+    """Return the causal language model that the configuration names, on the CPU, in memory of its own; `key` is where it does.
 
     With dtype auto, weights that train are float32 (half-precision weights lose small updates), all others as they are stored.
     Only safetensors are read, and no code of the model's runs unless `trust_remote_code`. Raises ModelError when there is no such
@@ -31,7 +31,7 @@ def load_model(config: ModelConfig, base_dir: Path, *, trained: bool) -> PreTrai
     """
     dtype = ("float32" if trained else "auto") if config.dtype == "auto" else config.dtype
     folder, watch = local_path(config.name, base_dir), Watch()
-    check_weights(config.name, folder, config.revision, trusts_code=config.trust_remote_code)
+    check_weights(config.name, folder, config.revision, trusts_code=config.trust_remote_code, key=key)
     try:
         for file in folder.glob("*.safetensors") if folder is not None else ():
             watch.add(file)
@@ -44,11 +44,11 @@ def load_model(config: ModelConfig, base_dir: Path, *, trained: bool) -> PreTrai
             quantization_config=_quantization(config),
         )
     except (OSError, ValueError, ImportError, KeyError, TypeError, SafetensorError) as error:
-        refuse_code("model.name", config.name, error)
-        raise ModelError(f"model.name: {config.name!r} cannot be loaded: {_why(config.name, error, folder)}") from error
+        refuse_code(key, config.name, error)
+        raise ModelError(f"{key}: {config.name!r} cannot be loaded: {_why(config.name, error, folder)}") from error
     detach_from_files(model)
     if problem := watch.changed():
-        raise ModelError(f"model.name: {problem}")
+        raise ModelError(f"{key}: {problem}")
     return model
 
 

@@ -16,7 +16,7 @@ from truing.model.loading import is_checkpointing
 from truing.model.policy import Policy
 
 MOST_TOKENS = {"cpu": 4096}
-"""By device, beyond what a larger forward gains nothing from."""
+"""By device, beyond what a larger forward gains nothing from, unless the loss sees whole steps: cut, they are computed twice."""
 MOST_TOKENS_ELSEWHERE = 65_536
 LEAST_TOKENS = 512
 SHARE = 0.7
@@ -24,16 +24,17 @@ SHARE = 0.7
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def token_budget(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHING) -> int:
+def token_budget(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHING, *, whole_steps: bool = False) -> int:
     """Return a power of two: the tokens of a forward whose activations fit beside gradients and Adam's moments.
 
-    `batch` is one that the policy can run, on its device, and `needs` what is asked of it. Measured before any of these exist.
+    `batch` is one that the policy can run, on its device, and `needs` what is asked of it; `whole_steps` says that the loss sees
+    them. Measured before any of these exist.
     """
     device = batch.targets.device
     trained = sum(weight.numel() * weight.element_size() for weight in policy.parameters() if weight.requires_grad)
     logits = 0 if Needs.NO_LOGPS in needs else kept_bytes(device)
     room = SHARE * free_bytes(device) - 3 * trained - logits
-    most = MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
+    most = MOST_TOKENS_ELSEWHERE if whole_steps else MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
     fitting = max(LEAST_TOKENS, min(most, int(room / bytes_per_token(policy, batch, needs))))
     return 1 << (fitting.bit_length() - 1)
 

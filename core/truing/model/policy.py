@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from truing.data.batch import BatchPart, TreeBatch
-from truing.data.layouts import Forward
+from truing.data.layouts import LAYOUT_ARGUMENT, Forward
+from truing.data.row import KeptKeys
 from truing.loss import Layout, LossInputs, Needs
 from truing.model.cached import cached_hidden
 from truing.model.head import Part, fused_loss, score_logits, score_tokens, tokens_together
@@ -127,9 +128,9 @@ class Policy(nn.Module):
         the objective is divisible and the head linear, they are taken part by part while the part's logits are there.
         """
         with nullcontext() if adapter else self._adapter_off():
-            hidden = self._hidden(batch) if needs & _READ_HIDDEN or not self.own_logits else None
+            hidden = self._hidden(batch, needs) if needs & _READ_HIDDEN or not self.own_logits else None
             if hidden is None or (self.own_logits and Needs.NO_LOGPS not in needs):
-                logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits.flatten(0, 1)
+                logits = _in_rows(lambda inputs: self.causal_lm(**inputs, use_cache=False).logits, batch, needs)
                 output = self._output(batch, needs, lambda at, targets: score_logits(logits[at], targets, needs), hidden)
                 return output if objective is None else objective(batch.whole(), output)
             head = Head.of(self.causal_lm)
@@ -142,13 +143,12 @@ class Policy(nn.Module):
             output = self._output(batch, needs, score, hidden)
             return output if objective is None else objective(batch.whole(), output)
 
-    def _hidden(self, batch: TreeBatch) -> Tensor:
-        """Return [slots, H]."""
+    def _hidden(self, batch: TreeBatch, needs: Needs) -> Tensor:
+        """Return [slots, H], without those of a later row that nothing is read of."""
         decoder = self.causal_lm.get_decoder()
         if self.layout == "cached":
             return cached_hidden(decoder, batch.model_inputs)
-        hidden: Tensor = decoder(**batch.model_inputs, use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1)
+        return _in_rows(lambda inputs: decoder(**inputs, use_cache=False).last_hidden_state, batch, needs)
 
     def _output(self, batch: TreeBatch, needs: Needs, score: Score, hidden: Tensor | None = None) -> PolicyOutput:
         values = scores = None
@@ -176,6 +176,21 @@ class Policy(nn.Module):
     def _adapter_off(self) -> AbstractContextManager[Any]:
         assert isinstance(self.model, PeftModel), "only a model with an adapter can turn it off"
         return self.model.disable_adapter()
+
+
+def _in_rows(call: Callable[[Mapping[str, Any]], Tensor], batch: TreeBatch, needs: Needs) -> Tensor:
+    """Return what a call gives for each position, [slots, ...]; mismatched branches follow without gradient, if they are read."""
+    if batch.later_inputs is None or Needs.MISMATCHED_LOGPS not in needs:
+        return call(batch.model_inputs).flatten(0, 1)
+    kept = KeptKeys()
+    first = call(_keeping(batch.model_inputs, kept))
+    with torch.no_grad():
+        later = call(_keeping(batch.later_inputs, kept))
+    return torch.cat((first.flatten(0, 1), later.flatten(0, 1)))
+
+
+def _keeping(inputs: Mapping[str, Any], kept: KeptKeys) -> dict[str, Any]:
+    return {**inputs, LAYOUT_ARGUMENT: attrs.evolve(inputs[LAYOUT_ARGUMENT], kept=kept)}
 
 
 def _read(head: nn.Linear, hidden: Tensor) -> Tensor:

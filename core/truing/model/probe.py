@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from truing.data.batch import collate
 from truing.data.layouts import Forward
-from truing.data.tree import PromptTree
+from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError, first_line
 from truing.loss import Needs
 from truing.model.attention import use_own_attention, use_tree_attention, why_not_shared_prefix
@@ -80,6 +80,12 @@ def choose_forward(
         policy.layout = "cached"
         return ForwardChoice("cached", False, f"every prompt computed once, in a pass of its own, because {problem}")
     return ForwardChoice("padded", policy.own_logits, f"padded rows, because {problem}, and in two passes {cache_problem}")
+
+
+def probed_trees(trees: Trees) -> list[PromptTree]:
+    """Return the longest tree, in which windows and limits of length show, and one of middling length."""
+    by_length = sorted(range(len(trees)), key=lambda index: (-trees.length(index), index))
+    return [trees[index] for index in sorted({by_length[0], by_length[len(by_length) // 2]})]
 
 
 def _stop_dropout(policy: Policy) -> None:

@@ -23,13 +23,13 @@ _NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt")
 """Pickles that other tools leave beside weights."""
 
 
-def check_weights(name: str, folder: Path | None, revision: str | None, *, trusts_code: bool) -> None:
+def check_weights(name: str, folder: Path | None, revision: str | None, *, trusts_code: bool, key: str = "model.name") -> None:
     """Raise ModelError where loading the model would read a pickle, files of another folder, or a kernel of another repository.
 
-    `folder` is the model's, or None for a repository of the hub, of which only small files are looked at. What is not there at all
-    is left to the loader to say.
+    `key` is where the configuration names the model. `folder` is the model's, or None for a repository of the hub, of which only
+    small files are looked at. What is not there at all is left to the loader to say.
     """
-    files = _Files(name, folder, revision)
+    files = _Files(name, folder, revision, key)
     if folder is not None and not folder.is_dir():
         files.refuse("it is a file", "give the folder that config.json and *.safetensors are in")
     base = files
@@ -37,7 +37,7 @@ def check_weights(name: str, folder: Path | None, revision: str | None, *, trust
         _check_adapter(files)
         named = files.read(ADAPTER).get("base_model_name_or_path")
         if isinstance(named, str) and not files.find(CONFIG):
-            base = _Files(named, Path(named) if Path(named).is_dir() else None, None)
+            base = _Files(named, Path(named) if Path(named).is_dir() else None, None, key)
     if not trusts_code:
         _check_kernels(base)
     _check_model(base)
@@ -55,6 +55,7 @@ class _Files:
     name: str
     folder: Path | None
     revision: str | None
+    key: str = "model.name"
 
     def find(self, file: str) -> Path | None:
         """Return a file by its name, or None where there is none."""
@@ -84,7 +85,7 @@ class _Files:
 
     def refuse(self, problem: str, advice: str) -> NoReturn:
         """Raise ModelError."""
-        raise ModelError(f"model.name: {self.name!r} is not loaded: {problem}; {advice}")
+        raise ModelError(f"{self.key}: {self.name!r} is not loaded: {problem}; {advice}")
 
     def refuse_pickle(self, file: str, convert: str) -> NoReturn:
         """Raise ModelError for weights that are a pickle."""

@@ -17,7 +17,7 @@ def model_card(config: TrainConfig, state: TrainState) -> str:
     """Return Markdown with the front matter that model hubs read: what was trained from what, on what, how."""
     values = redacted(attrs.asdict(cast(attrs.AttrsInstance, config.method)))
     settings = ", ".join(f"{key} {value}" for key, value in values.items())
-    datasets = "\n".join(f"- {source.path or ', '.join(source.data_files)} (as {source.format.name})" for source in config.data)
+    datasets = "\n".join(f"- {source.path or ', '.join(source.data_files)} (as {source.format_name})" for source in config.data)
     adapter = f", {config.model.adapter.type} adapter of rank {config.model.adapter.r}" if config.model.adapter else ""
     base = "" if config.model.name.startswith("(") else f"base_model: {config.model.name}\n"  # a model without a name
     return redact(f"""---

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from truing.config import TrainConfig, dump_config
 from truing.model.attention import use_own_attention
 from truing.model.loading import disable_checkpointing
+from truing.model.reference import Following
 from truing.model.score_head import write_score_head
 from truing.train.card import model_card
 from truing.train.console import Reporter
@@ -50,7 +51,7 @@ def train(
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
             if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
-                run_dir.write_config(dump_config(config))
+                run_dir.write_config(dump_config(run.config))
                 run_dir.write_environment(**run.environment)
             start_trackers(run)
             _steps(run, signal)
@@ -68,6 +69,8 @@ def _steps(run: Run, signal: InterruptSignal) -> None:
         result = train_step(run)
         meter.add(result, time.perf_counter() - started)
         state.step += 1
+        if isinstance(run.reference, Following):
+            run.reference.follow(state.step)
         state.epoch = run.order.epoch_after(state.step)
         run.reporter.stepped(state.step)
         last = state.step == run.total_steps

@@ -22,17 +22,18 @@ from truing.data.tree import PromptTree
 from truing.errors import ConfigError
 from truing.model.attention import use_own_attention, use_tree_attention
 from truing.model.precomputed import join_trees, split_by_tree
-from truing.model.reference import FrozenCopy
+from truing.model.reference import Following, FrozenCopy
 from truing.registry import Registry
 from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.guard import GRADIENT, OPTIMIZER
 from truing.train.objective import examine
 from truing.train.quiet import quiet_libraries
+from truing.train.references import is_other_model
 from truing.train.run import Run
 from truing.train.run_dir import CONFIG, RunDir
 from truing.train.setup import Data, set_up
-from truing.train.skipped import SkippedStep, read_skipped
+from truing.train.skipped import REFERENCE_PREFIX, SkippedStep, read_skipped
 from truing.train.state import restore_random_state
 from truing.train.step import accumulate_gradients
 
@@ -106,8 +107,9 @@ def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
         use_tree_attention(run.policy.causal_lm, flash=skipped.flash)
     else:
         use_own_attention(run.policy.causal_lm)
-    if isinstance(run.reference, FrozenCopy):
-        run.reference.policy.adopt_forward(run.policy)
+    live = run.reference.reference if isinstance(run.reference, Following) else run.reference
+    if isinstance(live, FrozenCopy) and not is_other_model(run.config):
+        live.policy.adopt_forward(run.policy)
     run.state.step, run.state.tokens_per_batch = skipped.step - 1, skipped.tokens_per_batch
     run.state.loss_state = dict(skipped.loss_state)
     if weights.exists():
@@ -115,6 +117,8 @@ def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
         with torch.no_grad():
             for name, weight in run.state.weights().items():
                 weight.copy_(found[name])
+        if isinstance(run.reference, Following):
+            run.reference.load({name: found[f"{REFERENCE_PREFIX}{name}"] for name in run.reference.tensors()})
     else:
         run.reporter.warn(
             f"{weights} is gone, of which only the newest are kept: computing with the weights that the run began with"

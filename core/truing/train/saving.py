@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from truing.errors import ConfigError, TruingError, first_line
+from truing.model.reference import Following
 from truing.train.changes import describe_changes, flat_settings
 from truing.train.checkpoint import CheckpointError, Contents, DamagedError, Manifest, verify
 from truing.train.checkpoint.background import Save, Snapshot
@@ -21,7 +22,7 @@ from truing.train.guard import require_finite_state, weights_are_finite
 from truing.train.micro_batches import is_sharded
 from truing.train.run import Run
 from truing.train.run_dir import METRICS, library_versions
-from truing.train.state import random_state, restore_random_state
+from truing.train.state import check_tensors, random_state, restore_random_state
 
 MOST_FAILURES = 2
 """Saves that may fail in a row before the run ends."""
@@ -166,6 +167,7 @@ def _tables(run: Run) -> dict[str, dict[str, Tensor]]:
         "optimizer": state.optimizer_tensors(),
         "loss_state": state.loss_tensors(),
         "source": run.source.tensors(),
+        **({"reference": run.reference.tensors()} if isinstance(run.reference, Following) else {}),
     }
 
 
@@ -225,8 +227,17 @@ def _take_over(run: Run, path: Path) -> str | None:
 def _require_same_run(run: Run, path: Path, manifest: Manifest) -> None:
     """Raise ConfigError, naming what differs, unless a checkpoint belongs to this run; say what else has changed."""
     saved = manifest.identity
+    if "reference.safetensors" in manifest.files and not isinstance(run.reference, Following):
+        raise ConfigError(
+            f"{path} has a reference that has followed the policy, and here none does; resume with model.reference.sync_steps, "
+            "a large one to leave the reference as it is now"
+        )
     fixed, others = describe_changes(manifest.config, flat_settings(run.config))
-    differing = [f"{key} ({saved.get(key)}, now {value})" for key, value in run.identity.items() if saved.get(key) != value]
+    differing = [
+        f"{key} ({saved.get(key)}, now {run.identity.get(key)})"
+        for key in sorted({*saved, *run.identity})
+        if saved.get(key) != run.identity.get(key)
+    ]
     if differing or fixed:
         keys = f" Keys that differ: {', '.join(fixed + others)}." if fixed or others else ""
         raise ConfigError(
@@ -256,7 +267,10 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
         if numbers["step"] != manifest.step:
             raise DamagedError(f"{STATE} is of step {numbers['step']!r}, and the manifest of step {manifest.step}")
         tables = {name: load_file(path / f"{name}.safetensors") for name in (weights, optimizer, "loss_state", "source")}
+        reference = _reference(run, path, manifest)
         state.load(numbers, tables[weights], tables[optimizer], tables["loss_state"])
+        if isinstance(run.reference, Following) and reference is not None:
+            run.reference.load(reference)
         run.source.load(numbers["source"], tables["source"])
         restore_random_state(numbers["random"][random], load_file(path / f"random-{random}.safetensors"))
         metrics = (path / METRICS).read_bytes()
@@ -269,6 +283,15 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
     _warn_of_other_references(run, here)
     state.references = here
     state.tokens_per_batch = run.trainer.max_tokens_per_batch or state.tokens_per_batch
+
+
+def _reference(run: Run, path: Path, manifest: Manifest) -> dict[str, Tensor] | None:
+    """Return the weights of a reference that follows; None where it had not begun to, and is what the policy started from."""
+    if not isinstance(run.reference, Following) or "reference.safetensors" not in manifest.files:
+        return None
+    found = load_file(path / "reference.safetensors")
+    check_tensors("reference", found, run.reference.tensors())
+    return found
 
 
 def _warn_of_other_references(run: Run, here: dict[str, str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,7 +11,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,25 +18,26 @@ from truing.config import DataConfig, TrainConfig
 from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
 from truing.data.mismatched import with_mismatched
+from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
-from truing.data.tree import PromptTree, Trees
-from truing.errors import ModelError, first_line
+from truing.data.tree import Trees
+from truing.errors import ModelError
 from truing.loss import Needs, prompt_tokens_of
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
 from truing.model.policy import Policy
-from truing.model.precomputed import Precomputed, reference_file
-from truing.model.probe import ForwardChoice, choose_forward
-from truing.model.reference import AdapterOff, FrozenCopy, Reference
+from truing.model.probe import ForwardChoice, choose_forward, probed_trees
+from truing.model.reference import Following, Reference
 from truing.model.score_head import find_score_head, freeze_unread, new_score_head, read_score_head
+from truing.registry import Registry
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
 from truing.train.identity import run_identity
-from truing.train.micro_batches import is_sharded
 from truing.train.optimizer import make_optimizer, make_schedule
 from truing.train.order import DataOrder
 from truing.train.preconditions import check_run
+from truing.train.references import is_copy, is_other_model, load_other_model, make_reference, with_references
 from truing.train.restarts import join_restarted
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
@@ -74,14 +73,10 @@ def set_up(
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
     _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
-
-    tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
-    model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
-    data = data or _read_data(config, given, tokenizer, model)
-    reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
-    policy, start = _policy_and_start(config, given, model, accelerator.device, reporter)
-    _check_vocabulary(data, policy)
-    choice, budget = _choose_forward(config, (policy, start), data.trees, accelerator, reporter)
+    config = _with_formats(config, given, reporter)
+    tokenizer, model, data = _load(config, given, data, reporter)
+    policy, second = _policy_and_second(config, given, model, data, accelerator, reporter)
+    choice, budget = _choose_forward(config, (policy, second), data.trees, accelerator, reporter)
     order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)
@@ -90,12 +85,13 @@ def set_up(
     )
     state.loss_state = _initial_state(config)
     state.scheduler, state.scaler = make_schedule(optimizer, config.trainer, total_steps), accelerator.scaler
-    identity = run_identity(config, policy, order, data.trees.fingerprint)
+    other = second.model if second is not None and is_other_model(config) else None
+    identity = run_identity(config, policy, order, data.trees.fingerprint, reference=other)
     wrapped, state.optimizer = accelerator.prepare(policy, optimizer)
-    reference = None if Needs.REFERENCE_LOGPS not in config.method.needs else _reference(wrapped, start)
+    reference = make_reference(config, policy, wrapped, second)
     if accelerator.is_main_process:
-        run_dir.require_space(_bytes_to_write(policy))
-    return _with_references(
+        run_dir.require_space(_bytes_to_write(policy, reference))
+    return with_references(
         Run(
             config=config,
             loss=config.method,
@@ -125,6 +121,17 @@ def _claim(run_dir: RunDir, accelerator: Accelerator, *, resume: bool) -> None:
             run_dir.claim(resume=resume)
 
 
+def _with_formats(config: TrainConfig, given: Given, reporter: Reporter) -> TrainConfig:
+    """Return the configuration with a format for every dataset, and say which were chosen by looking at the data."""
+
+    def registry() -> Registry:
+        return Registry.load(quiet=True)  # what is broken was said when the configuration was read
+
+    config, chosen = with_formats(config, registry, rows=given.dataset, eval_rows=given.eval_dataset)
+    reporter.say(*chosen)
+    return config
+
+
 def make_source(trees: Trees, order: DataOrder) -> Source:
     """Return where the steps' trees come from."""
     return DatasetSource(trees, order)
@@ -141,6 +148,15 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         # ranks may make different numbers of forwards in a step, and a broadcast of buffers in each would hang them
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def _load(config: TrainConfig, given: Given, data: Data | None, reporter: Reporter) -> tuple[PreTrainedTokenizerBase, Model, Data]:
+    """Return tokenizer, model and data, where they are not there already, and say what became of the rows."""
+    tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
+    model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
+    data = data or _read_data(config, given, tokenizer, model)
+    reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
+    return tokenizer, model, data
 
 
 def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizerBase, model: Model) -> Data:
@@ -169,7 +185,18 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
     return Data(trees=trees, report=report, eval_trees=eval_trees, eval_report=eval_report)
 
 
-def _policy_and_start(
+def _policy_and_second(
+    config: TrainConfig, given: Given, model: Model, data: Data, accelerator: Accelerator, reporter: Reporter
+) -> tuple[Policy, Policy | None]:
+    """Return the policy, and the second model that the reference is, where it is one."""
+    policy, copied = _policy_and_copy(config, given, model, accelerator.device, reporter)
+    _check_vocabulary(data, policy)
+    if is_other_model(config):
+        return policy, load_other_model(config, policy, data.trees, accelerator, reporter)
+    return policy, copied
+
+
+def _policy_and_copy(
     config: TrainConfig, given: Given, model: Model, device: torch.device, reporter: Reporter
 ) -> tuple[Policy, Policy | None]:
     """Return the policy, and a frozen copy of the weights that it starts from where the reference needs one.
@@ -180,9 +207,7 @@ def _policy_and_start(
     if config.trainer.disable_dropout:
         disable_dropout(model)
     start = None
-    # an adapter that is there already is part of where the policy starts, so that with it off the weights are others
-    needs_copy = config.model.reference == "copy" or config.model.adapter is None
-    if Needs.REFERENCE_LOGPS in config.method.needs and needs_copy:
+    if is_copy(config):
         start = Policy(copy.deepcopy(model), "padded").requires_grad_(False).eval().to(device)
     if config.model.adapter is not None:
         assert isinstance(model, PreTrainedModel), "an adapter on an adapter was refused before"
@@ -219,69 +244,26 @@ def _warn_of_half_precision(policy: Policy, reporter: Reporter) -> None:
         )
 
 
-def _reference(wrapped: nn.Module, start: Policy | None) -> Reference:
-    return AdapterOff(wrapped) if start is None else FrozenCopy(start)
-
-
-def _with_references(run: Run) -> Run:
-    """Return the run with the reference's log-probabilities of all data taken, or found in the file of an earlier run."""
-    live = run.reference
-    if live is None or not run.config.model.precompute_reference:
-        return run
-    assert isinstance(live, (AdapterOff, FrozenCopy))
-
-    def take(trees: Trees) -> Precomputed:
-        path = reference_file(live, run.policy, trees, run.trainer.mixed_precision)
-        found = Precomputed.read(path, len(trees))
-        # ranks must agree, for they share the work of taking them
-        if not all(gather_object([found is not None])) or found is None:
-            run.reporter.say(f"reference: computing log-probabilities of {len(trees):,} rows")
-            with run.accelerator.autocast():
-                budget, alive = run.state.tokens_per_batch, lambda: run.reporter.alive(0)
-                sharing = None if is_sharded(run) else run.accelerator
-                found = Precomputed.of(live, trees, run.policy, budget, accelerator=sharing, alive=alive)
-            if run.accelerator.is_main_process:
-                _keep(found, path, run.reporter)
-        else:
-            run.reporter.say(f"reference: log-probabilities of {len(trees):,} rows found in {path}")
-        run.state.references[str(path)] = found.seal()
-        return found
-
-    reference = take(run.trees)
-    eval_reference = None if run.eval_trees is None else take(run.eval_trees)
-    return attrs.evolve(run, reference=reference, eval_reference=eval_reference)
-
-
-def _keep(found: Precomputed, path: Path, reporter: Reporter) -> None:
-    try:
-        found.write(path)
-    except (OSError, SafetensorError) as error:
-        reporter.warn(f"reference: not kept for later runs ({first_line(error)}); set TRUING_CACHE to a folder that can be written")
-
-
 def _choose_forward(
     config: TrainConfig, models: tuple[Policy, Policy | None], trees: Trees, accelerator: Accelerator, reporter: Reporter
 ) -> tuple[ForwardChoice, int]:
-    """Return how the policy computes, and where it starts, and its token budget."""
-    policy, start = models
-    probed = _probed(trees)
+    """Return how the policy computes, and a copy of it, and its token budget."""
+    policy, second = models
+    probed = probed_trees(trees)
     mixed = config.trainer.mixed_precision != "no"
     choice = choose_forward(policy, probed, config.trainer.forward, accelerator.autocast if mixed else None)
-    if start is not None:
-        start.adopt_forward(policy)
+    if second is not None and not is_other_model(config):
+        second.adopt_forward(policy)
     shorter = min(probed, key=lambda tree: tree.num_tokens)
     needs = config.method.needs
     batch = collate([shorter], policy.layout, with_ends=Needs.SCORES in needs).to(policy.causal_lm.device)
     # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
-    budget = config.trainer.max_tokens_per_batch or min(gather_object([token_budget(policy, batch, needs)]))
+    whole_steps = getattr(config.method, "scope", "example") == "step"
+    budget = config.trainer.max_tokens_per_batch or min(
+        gather_object([token_budget(policy, batch, needs, whole_steps=whole_steps)])
+    )
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget
-
-
-def _probed(trees: Trees) -> list[PromptTree]:
-    """Return the longest tree, in which windows and limits of length show, and one of middling length."""
-    by_length = sorted(range(len(trees)), key=lambda index: (-trees.length(index), index))
-    return [trees[index] for index in sorted({by_length[0], by_length[len(by_length) // 2]})]
 
 
 def _check_vocabulary(data: Data, policy: Policy) -> None:
@@ -300,10 +282,11 @@ def _initial_state(config: TrainConfig) -> dict[str, Any]:
     return dict(make()) if make is not None else {}
 
 
-def _bytes_to_write(policy: Policy) -> int:
-    """Return the size of the model and of one checkpoint: what trains, and Adam's two moments of it."""
+def _bytes_to_write(policy: Policy, reference: Reference | None) -> int:
+    """Return the size of the model and of one checkpoint: what trains, Adam's two moments of it, and a reference that moves."""
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in policy.parameters()]
-    return sum(size * (4 if trained else 1) for size, trained in sizes)
+    moving = reference.tensors().values() if isinstance(reference, Following) else ()
+    return sum(size * (4 if trained else 1) for size, trained in sizes) + sum(weight.nbytes for weight in moving)
 
 
 def _environment(

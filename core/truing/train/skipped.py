@@ -17,6 +17,7 @@ from truing.data.tree import Branch, PromptTree
 from truing.errors import ConfigError, first_line
 from truing.model.attention import PLAIN_NAME
 from truing.model.precomputed import Precomputed
+from truing.model.reference import Following
 from truing.train.checkpoint.files import write_file
 from truing.train.checkpoint.tensors import safetensors_chunks
 from truing.train.guard import OPTIMIZER
@@ -25,6 +26,8 @@ from truing.train.run import Run
 from truing.train.state import RandomState
 
 BATCH, TENSORS = "batch.json", "tensors.safetensors"
+REFERENCE_PREFIX = "reference."
+"""Of the names of a moving reference's weights, beside those of the policy."""
 KEPT_WEIGHTS = 3
 """Of so many skips in a row the weights are kept, the newest."""
 
@@ -66,8 +69,7 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
     if not run.accelerator.is_main_process:
         return
     state, folder = run.state, run.run_dir.skipped
-    # the weights have not changed since the first skip in a row
-    weights = folder / f"weights-{state.step + 2 - state.skipped_in_a_row:08d}.safetensors"
+    weights = folder / f"weights-{_unchanged_since(run):08d}.safetensors"
     moments = state.optimizer_tensors() if OPTIMIZER in problems else {}
     numbers = {
         "problems": list(problems),
@@ -85,6 +87,9 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
     }
     tensors = {f"random.{name}": tensor for name, tensor in random[1].items()}
     tensors |= {f"loss_state.{name}": tensor for name, tensor in state.loss_tensors().items()}
+    moving = {}
+    if isinstance(run.reference, Following):
+        moving = {f"{REFERENCE_PREFIX}{name}": weight for name, weight in run.reference.tensors().items()}
     if isinstance(run.reference, Precomputed):
         tensors["reference_logps"] = run.reference.of_trees(trees)
     path = folder_of(folder, state.step + 1)
@@ -97,9 +102,18 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
         if not weights.exists() and not is_sharded(run):
             for old in sorted(folder.glob("weights-*.safetensors"))[: 1 - KEPT_WEIGHTS]:
                 old.unlink()
-            write_file(weights, safetensors_chunks(state.weights()))
+            write_file(weights, safetensors_chunks({**state.weights(), **moving}))
     except OSError as error:
         run.reporter.warn(f"step {state.step + 1} cannot be kept for replay: {first_line(error)}")
+
+
+def _unchanged_since(run: Run) -> int:
+    """Return the step (counted from 1) since which the weights, a moving reference's too, are the same: the first skip in a row."""
+    step = run.state.step + 1
+    first = step + 1 - run.state.skipped_in_a_row
+    if isinstance(run.reference, Following):  # it may have moved between two of them
+        first = max(first, run.state.step // run.reference.sync_steps * run.reference.sync_steps + 1)
+    return first
 
 
 def read_skipped(skipped: Path, step: int) -> SkippedStep:

@@ -104,7 +104,7 @@ class TrainState:
         Raises DamagedError, having changed nothing, where a tensor is missing, has another shape or was never part of such a state.
         """
         moments = self._moments(optimizer)
-        _check_tensors("weights", weights, self.weights())
+        check_tensors("weights", weights, self.weights())
         for name in _PLAIN:
             setattr(self, name, numbers[name])
         device = next(weight.device for _, weight in self._trained())
@@ -166,7 +166,8 @@ def _like(weight: Tensor, value: Tensor) -> Tensor:
     return DTensor.from_local(value, weight.data.device_mesh, weight.data.placements, shape=weight.shape, stride=weight.stride())
 
 
-def _check_tensors(file: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_tensors(file: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise DamagedError unless a file has the tensors that are wanted, in their shapes."""
     for name in sorted(found.keys() ^ wanted.keys()):
         raise DamagedError(f"{file} {'has' if name in found else 'lacks'} {name!r}")
     for name, tensor in wanted.items():

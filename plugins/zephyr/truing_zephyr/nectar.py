@@ -1,0 +1,74 @@
+"""The format `zephyr.nectar`: a prompt and its ranked answers, as pairs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import attrs
+
+from truing import ChatFamily, DatasetStrategy, Example, Layout, RowError, Turn, setting
+from truing.data import columns as col
+
+ZEPHYR = ChatFamily(
+    name="zephyr",
+    system=Turn("<|system|>\n", "</s>\n"),
+    user=Turn("<|user|>\n", "</s>\n"),
+    assistant=Turn("<|assistant|>\n", "</s>\n"),
+)
+"""What Zephyr writes around turns."""
+Pairs: TypeAlias = Literal["best_next", "best_worst", "all"]
+"""Which answers make a pair."""
+
+
+@attrs.frozen(kw_only=True)
+class Nectar(DatasetStrategy):
+    """A prompt and ranked answers, the lowest rank being the best, as pairs in the turns of Zephyr.
+
+    The system turn is always there and, unless the prompt is messages that begin with one, empty. Responses are the answers as they
+    are: they get the tokenizer's end token, which is `</s>` for Zephyr's own.
+    """
+
+    name: ClassVar[str] = "zephyr.nectar"
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.PAIRED})
+    field_prompt: str = setting("prompt", help="Column of the user's turn, or of the messages so far.")
+    field_answers: str = setting("answers", help="Column of the list of answers with their ranks.")
+    field_answer: str = setting("answer", help="Key of an answer's text.")
+    field_rank: str = setting("rank", help="Key of an answer's rank.")
+    pairs: Pairs = setting("best_next", help="The best answer and the next, the best and the worst, or every two of unequal rank.")
+
+    def parse(self, row: Mapping[str, Any]) -> Example | Sequence[Example]:
+        """Return the pair, or all of them. Answers of equal rank make no pair. Raises RowError where none is left."""
+        prompt = self._write_prompt(row)
+        answers = col.read_answers(row, self.field_answers, prompt, keys=(self.field_answer, self.field_rank))
+        unequal = [(good, bad) for (best, good), (worst, bad) in itertools.combinations(answers, 2) if best < worst]
+        if not unequal:
+            raise RowError(
+                f"column {self.field_answers!r} has answers of one rank only ({answers[0][0]:g}), so that none is preferred"
+            )
+        chosen = {"best_next": unequal[:1], "best_worst": [(answers[0][1], answers[-1][1])], "all": unequal}[self.pairs]
+        same = next((good for good, bad in chosen if good == bad), None)
+        if same is not None:
+            raise RowError(f"column {self.field_answers!r} has the same answer with two ranks: {col.shorten(same)}")
+        extra = col.others(row, self.field_prompt, self.field_answers)
+        examples = tuple(Example(prompt=prompt, responses=pair, columns=extra) for pair in chosen)
+        return examples if self.pairs == "all" else examples[0]
+
+    def _write_prompt(self, row: Mapping[str, Any]) -> str:
+        value = col.check_prompt(col.read(row, self.field_prompt), self.field_prompt)
+        turns = ({"role": "user", "content": value},) if isinstance(value, str) else ZEPHYR.read_turns(row, self.field_prompt)
+        says = any(turn["role"] == "system" and turn["content"] for turn in turns[:1])
+        silence = "" if says else ZEPHYR.system.prefix + ZEPHYR.system.suffix
+        return silence + ZEPHYR.write_prompt(turns)
+
+
+@attrs.frozen(kw_only=True)
+class NectarPrompt(Nectar):
+    """A prompt in the turns of Zephyr; its ranked answers need not be there."""
+
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.ROLLOUT})
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Return the prompt alone."""
+        return Example(prompt=self._write_prompt(row), columns=col.others(row, self.field_prompt, self.field_answers))
