@@ -1,18 +1,20 @@
 """Sphinx directives that make the configuration's reference out of its classes and of the installed plugins.
 
-`{settings} module:Class` makes the table of one class, `{plugins} kind` a table for each plugin of a kind.
+`{settings} module:Class` makes the table of one class, `{plugins} kind` a table for each plugin of a kind, `{methods}` the table of
+`truing methods`.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import attrs
 from sphinx.util.docutils import SphinxDirective
 
+from truing.cli.methods import COLUMNS, Method, cells, installed
 from truing.config.dump import plain
 from truing.config.structure import describe_type, settings_of
 from truing.registry import Kind, Registry
@@ -87,8 +89,29 @@ class Plugins(Markdown):
         return [line for cls in registry.classes(kind) for line in plugin_section(cls, owners[cls.name])]
 
 
+class Methods(Markdown):
+    """`{methods}`: the table that `truing methods` prints, with links."""
+
+    required_arguments = 0
+
+    def lines(self) -> list[str]:
+        """Return the table."""
+        return methods_table(installed(Registry.load()))
+
+
+def methods_table(found: Sequence[Method]) -> list[str]:
+    """Return a Markdown table with a row for each method."""
+    rows = []
+    for method in found:
+        name, *others, _ = cells(method)
+        papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in method.papers)
+        rows.append(f"| `{name}` | {' | '.join(others)} | {papers} |")
+    return [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *rows]
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Add the directives."""
     app.add_directive("settings", Settings)
     app.add_directive("plugins", Plugins)
+    app.add_directive("methods", Methods)
     return {"parallel_read_safe": True}

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "explain": "Say what a KEY of the configuration, or a plugin, is: type, default, bounds, and where it comes from.",
     "schema": "Print the configuration's JSON Schema, installed plugins included, for completion and checks in editors.",
     "convert": "Print FILE, another tool's YAML or JSON, as a configuration of ours.",
+    "methods": "List the methods: the data that each takes, the models that it holds, what it is, and its papers.",
     "plugins": "List the plugins: what they contribute, what is broken and why.",
     "new-plugin": "Write a package truing-NAME with a plugin that is listed, documented and tested.",
 }
