@@ -46,7 +46,6 @@ def test_each_name_and_layout_is_served_once() -> None:
             ("preference", Layout.LABELED),
             ("preference", Layout.ROLLOUT),
             ("preference", Layout.SINGLE),
-            ("preference", Layout.LABELED),
             ("text", Layout.ROLLOUT),
             ("text", Layout.SINGLE),
             ("passthrough", Layout.PAIRED),
