@@ -1,4 +1,4 @@
-"""A user's function as a format."""
+"""A user's function as a format: how it is called, what it may return, and whose fault it is when it fails."""
 
 from __future__ import annotations
 

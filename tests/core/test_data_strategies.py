@@ -45,7 +45,6 @@ def test_each_name_and_layout_is_served_once() -> None:
             ("preference", Layout.PAIRED),
             ("preference", Layout.ROLLOUT),
             ("preference", Layout.SINGLE),
-            ("preference", Layout.LABELED),
             ("text", Layout.ROLLOUT),
             ("text", Layout.SINGLE),
             ("passthrough", Layout.PAIRED),
