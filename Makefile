@@ -33,9 +33,9 @@ bench: .venv/installed $(BENCH_ENV)/installed  ## the measured figures; TRL in a
 	$(BIN)/python -m pip install -q -r requirements-dev.txt -c constraints.txt
 	touch $@
 
-$(BENCH_ENV)/installed: pyproject.toml constraints.txt plugins/dpo/pyproject.toml
+$(BENCH_ENV)/installed: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	test -x $(BENCH_ENV)/bin/python || $(PYTHON) -m venv $(BENCH_ENV)
-	$(BENCH_ENV)/bin/python -m pip install -q trl==1.16.0 pytest pytest-timeout -e . -e ./plugins/dpo -c constraints.txt
+	$(BENCH_ENV)/bin/python -m pip install -q trl==1.16.0 pytest pytest-timeout -e . $(foreach plugin,$(wildcard plugins/*),-e ./$(plugin)) -c constraints.txt
 	touch $@
 
 clean:

@@ -50,6 +50,8 @@ class Needs(enum.Flag):
     VALUES = enum.auto()
     SCORES = enum.auto()
     REWARDS = enum.auto()
+    NO_LOGPS = enum.auto()
+    """No log-probability is read: the head that predicts tokens does not run, nor train unless the decoder shares its weights."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -62,7 +64,10 @@ class LossInputs:
 
     layout: Layout
     token_logps: Tensor
-    """[T] policy log-probability of each counted token; the only field that carries a gradient, with the optional ones below it."""
+    """[T] policy log-probability of each counted token; the only field that carries a gradient, with the optional ones below it.
+
+    NaN, without a gradient, where the loss's `needs` names NO_LOGPS.
+    """
     sequence_ids: Tensor
     """[T] int64, the branch that each token belongs to."""
     tree_ids: Tensor
@@ -304,6 +309,15 @@ class Loss(Protocol):
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the terms of the loss and its metrics."""
+
+
+def check_needs(loss: Loss) -> None:
+    """Raise PluginError where `needs` says both that no log-probability is read and that something is which is made of them."""
+    contradicting = loss.needs & (Needs.MISMATCHED_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS)
+    if Needs.NO_LOGPS in loss.needs and contradicting:
+        raise PluginError(
+            f"`needs` of {loss.name} names Needs.NO_LOGPS and {contradicting}, which come of the same head; drop one of them"
+        )
 
 
 def prompt_tokens_of(loss: Loss) -> PromptTokens:

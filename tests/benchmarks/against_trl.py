@@ -47,6 +47,11 @@ CASES = (
     "grpo-1x8-h256-long",
     "grpo-1x8-h512-long",
     "grpo-3x8-h256-long",
+    "kto-h256-long",
+    "orpo-h256-long",
+    "simpo-h256-long",
+    "rm-h256-long",
+    "sft-h256-mixed",
 )
 SMOKE_CASES = tuple(f"{method}-tiny-tiny" for method in METHODS)
 ARMS = ("truing", "trl-best", "trl-shipped")
@@ -81,10 +86,10 @@ class Round:
 
 
 def make_arm(name: str, case: Case, folder: Path) -> Arm:
-    """Return an arm with its models loaded. TRL is imported here, and nowhere else."""
+    """Return an arm with its models loaded."""
     if name == "truing":
         return TruingArm(case, folder)
-    from tests.benchmarks.trl_arm import trl_arm
+    from tests.benchmarks.trl_arms import trl_arm
 
     return trl_arm(case, folder, best=name == "trl-best")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -25,6 +25,8 @@ class Step:
     loss: float
     grad_norm: float
     """Before clipping."""
+    metrics: Mapping[str, float]
+    """What the step logs, by each side's own names."""
 
 
 class Arm(Protocol):
@@ -40,6 +42,9 @@ class Arm(Protocol):
     def optimizer(self) -> torch.optim.Optimizer:
         """PyTorch's own optimiser."""
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return what may be trained, by names that all arms of a case share."""
+
     def prepare(self, batches: Sequence[Sequence[PromptTree]]) -> None:
         """Do what is done once before training, such as taking the reference's log-probabilities of all batches, seeds 0 to n."""
 
@@ -52,7 +57,7 @@ def step_with_gradients(arm: Arm, trees: Sequence[PromptTree]) -> tuple[Step, di
     found: dict[str, Tensor] = {}
 
     def keep(*_: object) -> None:
-        found.update({name: weight.grad.clone() for name, weight in arm.model.named_parameters() if weight.grad is not None})
+        found.update({name: weight.grad.clone() for name, weight in arm.parameters().items() if weight.grad is not None})
 
     hook = arm.optimizer.register_step_pre_hook(keep)
     try:

@@ -1,11 +1,12 @@
 """The matmul limit: how long a step would take if it were nothing but the matrix products that it cannot do without.
 
 Counted are the products of the linear layers, at every position of the batch that something is predicted from (each prompt once,
-each completion without its last token), and of the head, at every completion token: 2 operations per weight in the policy's
-forward, 4 in its backward, 2 in the reference's forward where that is in the step. Under an adapter the frozen weights need no
-gradient of their own: 2 in the backward. Attention's own products, norms, the softmax over the vocabulary, the optimiser, and
-products that a method chooses to do twice are not counted: they are overhead. The rate is the best that this machine reaches on
-any of the model's own products.
+each completion without its last token), and of the head, at every token that is predicted: 2 operations per weight in the policy's
+forward, 4 in its backward, 2 in the reference's forward where that is in the step. A mismatched completion has no backward. A
+reward model reads the last token of a completion too, and its head is too narrow to count. Under an adapter the frozen weights
+need no gradient of their own: 2 in the backward. Attention's own products, norms, the softmax over the vocabulary, the optimiser,
+and products that a method chooses to do twice are not counted: they are overhead. The rate is the best that this machine reaches
+on any of the model's own products.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ def linear_shapes(shape: Shape) -> list[tuple[int, int]]:
 def useful_operations(case: Case, counts: TokenCounts) -> float:
     """Return the floating-point operations of a step's matrix products, as the module defines them."""
     shape, method = case.shape, case.method
-    blocks = counts.positions * shape.layers * sum(inputs * outputs for inputs, outputs in linear_shapes(shape))
-    head = counts.targets * shape.hidden * shape.vocabulary
+    per_position = shape.layers * sum(inputs * outputs for inputs, outputs in linear_shapes(shape))
+    if method.family == "rm":
+        return float((2 + 4) * counts.unique * per_position)
+    per_target = shape.hidden * shape.vocabulary
+    products = counts.positions * per_position + counts.targets * per_target
+    untrained = counts.untrained_positions * per_position + counts.untrained_targets * per_target
     reference = 2 if method.reference and not method.precomputed else 0
     if not method.lora:
-        return float((2 + 4 + reference) * (blocks + head))
+        return float((2 + 4 + reference) * products - 4 * untrained)
     adapters = counts.positions * shape.layers * sum(LORA_RANK * (inputs + outputs) for inputs, outputs in linear_shapes(shape))
-    return float((2 + 2 + reference) * (blocks + head) + (2 + 4) * adapters)
+    return float((2 + 2 + reference) * products + (2 + 4) * adapters)
 
 
 @cache

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from truing.data.tree import Branch, PromptTree
+from tests.benchmarks.arms import BETA
+from truing.data.tree import MISMATCHED, Branch, PromptTree
 from truing.testing import tiny_model
 
 LORA_RANK = 16
 ADVANTAGES = (1.3, -0.9, 0.4, -1.6, 0.8, 0.1, -0.6, 0.5)
 """Of the eight completions of a prompt, in order; their sum is 0."""
+SCORE_HEAD = "score_head.weight"
+"""The name of a reward model's head, [1, hidden], on all sides; its first weights are zeros before they are moved."""
 SPECIAL_IDS = 4
 """Ids below this one are special tokens, of which a batch has none."""
 
@@ -48,13 +52,24 @@ class Profile:
 
 @attrs.frozen
 class Method:
-    """What a step trains: `prompts` None means as many pairs as the command line asks for."""
+    """What a step trains: `prompts` None means as many as the command line asks for."""
 
+    family: str
+    """Whose trainer computes it: dpo, grpo, kto, orpo, cpo, simpo, rm or sft."""
     branches: int
     prompts: int | None = None
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    """Those of Truing's method; where TRL's trainer has them, by the same names."""
     reference: bool = False
     precomputed: bool = False
     lora: bool = False
+    mismatched: bool = False
+    """Each prompt is also followed by the completion of the prompt before it, the first one by that of the last."""
+    prompt_counted: bool = False
+    """Prompt tokens count in the loss, all that something predicts."""
+    margins: bool = False
+    padding_free: bool = False
+    """TRL's side lays all rows end to end instead of padding them, where its trainer can."""
 
 
 SHAPES = {
@@ -65,14 +80,29 @@ SHAPES = {
 PROFILES = {
     "long": Profile((256, 768), (32, 256)),
     "chat": Profile((30, 300), (50, 400)),
+    "mixed": Profile((16, 512), (16, 512)),
     "tiny": Profile((4, 24), (2, 12)),
 }
 METHODS = {
-    "dpo": Method(2, reference=True),
-    "dpo-precomputed": Method(2, reference=True, precomputed=True),
-    "dpo-lora": Method(2, reference=True, lora=True),
-    "grpo-1x8": Method(8, prompts=1),
-    "grpo-3x8": Method(8, prompts=3),
+    "dpo": Method("dpo", 2, settings={"beta": BETA}, reference=True),
+    "dpo-precomputed": Method("dpo", 2, settings={"beta": BETA}, reference=True, precomputed=True),
+    "dpo-lora": Method("dpo", 2, settings={"beta": BETA}, reference=True, lora=True),
+    "grpo-1x8": Method("grpo", 8, prompts=1),
+    "grpo-3x8": Method("grpo", 8, prompts=3),
+    "kto": Method("kto", 1, settings={"beta": BETA}, reference=True, mismatched=True),
+    "kto-apo": Method("kto", 1, settings={"beta": BETA, "loss_type": "apo_zero_unpaired"}, reference=True),
+    "orpo": Method("orpo", 2, settings={"beta": BETA}, prompt_counted=True),
+    "cpo": Method("cpo", 2, settings={"beta": BETA}),
+    "cpo-hinge": Method("cpo", 2, settings={"beta": BETA, "loss_type": "hinge"}),
+    "cpo-ipo": Method("cpo", 2, settings={"beta": BETA, "loss_type": "ipo"}),
+    "simpo": Method("simpo", 2, settings={"beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 1.0}),
+    "simpo-paper": Method("simpo", 2, settings={"beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.0}),
+    "rm": Method("rm", 2),
+    "rm-margin": Method("rm", 2, margins=True),
+    "rm-centered": Method("rm", 2, settings={"center_rewards_coefficient": 0.1}),
+    "sft": Method("sft", 1),
+    "sft-padding-free": Method("sft", 1, padding_free=True),
+    "sft-all": Method("sft", 1, settings={"train_on": "all"}, prompt_counted=True),
 }
 
 
@@ -105,7 +135,7 @@ class TokenCounts:
     """Tokens of a batch, as rows of a prompt and one completion each, and as prompt trees."""
 
     padded: int
-    """Slots of rows padded to the longest."""
+    """Slots of rows padded to the longest; those of mismatched completions are a batch of their own."""
     real: int
     """Tokens of those rows, padding left out."""
     unique: int
@@ -113,43 +143,67 @@ class TokenCounts:
     positions: int
     """Those of the unique tokens that something is predicted from: all but the last of each completion."""
     targets: int
-    """Completion tokens."""
+    """Tokens that are predicted."""
+    untrained_positions: int = 0
+    """Those of the positions that no gradient comes from: of mismatched completions."""
+    untrained_targets: int = 0
 
 
 def count(trees: Sequence[PromptTree]) -> TokenCounts:
     """Count the tokens of a batch."""
-    rows = [(len(tree.prompt_ids), len(branch.token_ids)) for tree in trees for branch in tree.branches]
-    targets = sum(completion for _, completion in rows)
-    unique = targets + sum(len(tree.prompt_ids) for tree in trees)
-    return TokenCounts(
-        padded=len(rows) * max(map(sum, rows)),
-        real=sum(map(sum, rows)),
-        unique=unique,
-        positions=unique - len(rows),
-        targets=targets,
+    trained, mismatched = (
+        [(tree, branch) for tree in trees for branch in tree.branches if (branch.role == MISMATCHED) is asked]
+        for asked in (False, True)
     )
+    real, padded = zip(*(_rows(side) for side in (trained, mismatched)), strict=True)
+    unique = sum(tree.num_tokens for tree in trees)
+    untrained = sum(len(branch.token_ids) for _, branch in mismatched)
+    return TokenCounts(
+        padded=sum(padded),
+        real=sum(real),
+        unique=unique,
+        positions=unique - len(trained) - len(mismatched),
+        targets=sum(branch.counted for _, branch in (*trained, *mismatched)) + sum(tree.counted_in_prompt for tree in trees),
+        untrained_positions=untrained - len(mismatched),
+        untrained_targets=untrained,
+    )
+
+
+def _rows(side: Sequence[tuple[PromptTree, Branch]]) -> tuple[int, int]:
+    lengths = [len(tree.prompt_ids) + len(branch.token_ids) for tree, branch in side]
+    return sum(lengths), len(lengths) * max(lengths, default=0)
 
 
 def make_batch(case: Case, seed: int) -> list[PromptTree]:
     """Return the prompt trees of one step; those of seeds 0 to n are numbered on from batch to batch."""
-    draw = random.Random(f"{case.name} {seed}")
+    draw, method = random.Random(f"{case.name} {seed}"), case.method
 
     def tokens(bounds: tuple[int, int]) -> tuple[int, ...]:
         return tuple(draw.randrange(SPECIAL_IDS, case.shape.vocabulary) for _ in range(draw.randint(*bounds)))
 
-    def branch(index: int) -> Branch:
-        ids = tokens(case.profile.completion)
-        role = ("chosen", "rejected")[index] if case.method.branches == 2 else "completion"
-        return Branch(token_ids=ids, loss_mask=(True,) * len(ids), role=role)
-
-    return [
-        PromptTree(
-            prompt_ids=tokens(case.profile.prompt),
-            branches=tuple(branch(i) for i in range(case.method.branches)),
-            sample_id=seed * case.prompts + index,
+    def tree(number: int) -> PromptTree:
+        prompt = tokens(case.profile.prompt)
+        return PromptTree(
+            prompt_ids=prompt,
+            branches=tuple(_branch(method, index, number, tokens(case.profile.completion)) for index in range(method.branches)),
+            sample_id=seed * case.prompts + number,
+            prompt_mask=(True,) * len(prompt) if method.prompt_counted else (),
+            margin=0.5 * number if method.margins else None,
         )
-        for index in range(case.prompts)
-    ]
+
+    trees = [tree(number) for number in range(case.prompts)]
+    return _with_mismatched(trees) if method.mismatched else trees
+
+
+def _branch(method: Method, index: int, number: int, ids: tuple[int, ...]) -> Branch:
+    role = ("chosen", "rejected")[index] if method.branches == 2 else "completion"
+    label = number % 3 != 1 if method.family == "kto" else None
+    return Branch(token_ids=ids, loss_mask=(True,) * len(ids), role=role, label=label)
+
+
+def _with_mismatched(trees: Sequence[PromptTree]) -> list[PromptTree]:
+    others = [attrs.evolve(tree.branches[0], role=MISMATCHED, label=None) for tree in (trees[-1], *trees[:-1])]
+    return [attrs.evolve(tree, branches=(*tree.branches, other)) for tree, other in zip(trees, others, strict=True)]
 
 
 def make_model(shape: Shape) -> PreTrainedModel:
@@ -168,9 +222,9 @@ def make_model(shape: Shape) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def move_from_reference(policy: nn.Module, shape: Shape) -> None:
+def move_from_reference(weights: Mapping[str, nn.Parameter], shape: Shape) -> None:
     """Change every weight that trains by noise that depends on its name alone, so that losses are not all log 2."""
-    for name, weight in policy.named_parameters():
+    for name, weight in weights.items():
         if not weight.requires_grad:
             continue
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,10 +11,11 @@ import attrs
 import torch
 from torch import nn
 
-from tests.benchmarks.arms import BETA, LEARNING_RATE, MAX_GRAD_NORM, SEED, Step
-from tests.benchmarks.profiles import ADVANTAGES, LORA_RANK, Case, make_model, move_from_reference
+from tests.benchmarks.arms import LEARNING_RATE, MAX_GRAD_NORM, SEED, Step
+from tests.benchmarks.profiles import ADVANTAGES, LORA_RANK, SCORE_HEAD, Case, Method, make_model, move_from_reference
 from truing.config import DataConfig, LoraConfig, ModelConfig, OutputConfig, TrainConfig, TrainerConfig
 from truing.data.example import DatasetStrategy, Example
+from truing.data.strategies import Preference
 from truing.data.tree import PromptTree
 from truing.loss import Layout, Loss, LossInputs, LossOutput, Needs, Term
 from truing.model.precomputed import Precomputed
@@ -26,9 +28,8 @@ from truing.train.run_dir import RunDir
 from truing.train.setup import set_up
 from truing.train.source import DatasetSource
 from truing.train.step import train_step
-from truing_dpo.dpo import DPO
 
-ROWS = [{"prompt": f"{number} and ", "chosen": "one more", "rejected": "two"} for number in range(4)]
+ROWS = [{"prompt": f"{number} and ", "chosen": "one more", "rejected": "two", "label": number % 2 == 0} for number in range(4)]
 """What the run is set up with, before trees of random tokens take their place."""
 PRECOMPUTED_TOKENS = 8192
 """Of one forward that is not timed."""
@@ -54,14 +55,35 @@ class FixedAdvantage(Loss):
 
 @attrs.frozen(kw_only=True)
 class Completions(DatasetStrategy):
-    """Rows with one response, for the layout that core reads no format of its own for."""
+    """The same rows with one response each."""
 
     name: ClassVar[str] = "benchmark-completions"
-    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE})
+    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.SINGLE, Layout.LABELED})
 
     def parse(self, row: Mapping[str, Any]) -> Example:
-        """Return the prompt and its response."""
-        return Example(prompt=row["prompt"], responses=(row["chosen"],))
+        """Return the prompt, its response and its label."""
+        return Example(prompt=row["prompt"], responses=(row["chosen"],), label=row["label"])
+
+
+METHODS = {
+    "dpo": "truing_dpo.DPO",
+    "kto": "truing_kto.KTO",
+    "orpo": "truing_orpo.ORPO",
+    "cpo": "truing_cpo.CPO",
+    "simpo": "truing_cpo.SimPO",
+    "rm": "truing_reward_model.RewardModelLoss",
+    "sft": "truing_sft.SFT",
+}
+"""The class of each family of `profiles.METHODS`; grpo is the loss above."""
+
+
+def make_method(method: Method) -> Loss:
+    """Return the method with its settings."""
+    if method.family == "grpo":
+        return FixedAdvantage()
+    module, name = METHODS[method.family].split(".")
+    made: Loss = getattr(import_module(module), name)(**method.settings)
+    return made
 
 
 class TruingArm:
@@ -75,7 +97,10 @@ class TruingArm:
         config = _config(case, folder)
         self.run = set_up(config, given, RunDir(config.output.dir), resume=False, reporter=Reporter(quiet=True))
         self.run.wrapped.train()
-        move_from_reference(self.model, case.shape)
+        weights = self.parameters()
+        if SCORE_HEAD in weights:
+            torch.nn.init.zeros_(weights[SCORE_HEAD])
+        move_from_reference(weights, case.shape)
 
     @property
     def model(self) -> nn.Module:
@@ -87,6 +112,11 @@ class TruingArm:
         """PyTorch's own, inside accelerate's."""
         optimizer: Any = self.run.state.optimizer
         return getattr(optimizer, "optimizer", optimizer)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the policy's parameters by name."""
+        head = getattr(self.run.state, "score_head", None)
+        return dict(self.model.named_parameters()) | ({} if head is None else {SCORE_HEAD: head.weight})
 
     def prepare(self, batches: Sequence[Sequence[PromptTree]]) -> None:
         """Take the reference's log-probabilities of all trees, where the case has them precomputed."""
@@ -100,7 +130,8 @@ class TruingArm:
         """Run one step on the trees, in an order of the run's own."""
         result = train_step(_with_trees(self.run, trees))
         self.run.state.step += 1
-        return Step(float(result.metrics["loss"]), float(result.metrics["grad_norm"]))
+        metrics = {name: float(value) for name, value in result.metrics.items()}
+        return Step(metrics["loss"], metrics["grad_norm"], metrics)
 
 
 def _with_trees(run: Run, trees: Sequence[PromptTree]) -> Run:
@@ -109,7 +140,7 @@ def _with_trees(run: Run, trees: Sequence[PromptTree]) -> Run:
 
 
 def _config(case: Case, folder: Path) -> TrainConfig:
-    method = case.method
+    method = make_method(case.method)
     trainer = TrainerConfig(
         batch_size=case.prompts,
         learning_rate=LEARNING_RATE,
@@ -120,15 +151,9 @@ def _config(case: Case, folder: Path) -> TrainConfig:
         seed=SEED,
     )
     return TrainConfig(
-        method=DPO(beta=BETA) if method.reference else FixedAdvantage(),
-        model=ModelConfig(name="given", adapter=LoraConfig(r=LORA_RANK) if method.lora else None),
-        data=(DataConfig(path="given", format=_format(method.reference)),),
+        method=method,
+        model=ModelConfig(name="given", adapter=LoraConfig(r=LORA_RANK) if case.method.lora else None),
+        data=(DataConfig(path="given", format=Preference() if method.layout is Layout.PAIRED else Completions()),),
         trainer=trainer,
         output=OutputConfig(dir=folder / "truing"),
     )
-
-
-def _format(pairs: bool) -> DatasetStrategy:
-    from truing.data.strategies import Preference
-
-    return Preference() if pairs else Completions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from tests.benchmarks.against_trl import SMOKE_CASES, compare, row
@@ -35,16 +36,40 @@ def test_useful_operations_by_hand():
     """Two layers of 4 x 32 x 32 + 3 x 32 x 80 = 11,776 weights and a head of 32 x 300 = 9,600.
 
     10 positions and 3 targets: 10 x 2 x 11,776 + 3 x 9,600 = 264,320 products; 2 + 4 + 2 operations each with the reference in the
-    step, 6 without. Under an adapter 2 + 2 + 2, and 6 for its own 10 x 2 x 16 x (4 x 64 + 3 x 112) = 189,440 products.
+    step, 6 without. Under an adapter 2 + 2 + 2, and 6 for its own 10 x 2 x 16 x (4 x 64 + 3 x 112) = 189,440 products. A reward
+    model reads all 12 tokens. Mismatched completions, here 2 of the positions and 1 of the targets, 2 x 2 x 11,776 + 9,600 = 56,704
+    products, have no backward.
     """
-    counts = TokenCounts(padded=0, real=0, unique=0, positions=10, targets=3)
+    counts = TokenCounts(padded=0, real=0, unique=12, positions=10, targets=3)
     for method, expected in {
         "dpo": 8 * 264_320,
         "dpo-precomputed": 6 * 264_320,
         "grpo-1x8": 6 * 264_320,
         "dpo-lora": 6 * 264_320 + 6 * 189_440,
+        "rm": 6 * 12 * 2 * 11_776,
     }.items():
         assert useful_operations(Case.named(f"{method}-tiny-tiny", pairs=3), counts) == expected
+    mismatched = attrs.evolve(counts, untrained_positions=2, untrained_targets=1)
+    assert useful_operations(Case.named("kto-tiny-tiny", pairs=3), mismatched) == 8 * 264_320 - 4 * 56_704
+
+
+def test_counts_of_mismatched_completions_are_told_apart():
+    """Every prompt twice, in two padded batches; prompts that are counted are so from their second token on."""
+    trees = make_batch(Case.named("kto-tiny-tiny", pairs=4), 0)
+    prompts, completions = (
+        [len(ids) for ids in side] for side in zip(*((t.prompt_ids, t.branches[0].token_ids) for t in trees), strict=True)
+    )
+    others = [completions[-1], *completions[:-1]]
+    counts = count(trees)
+    assert [len(tree.branches[1].token_ids) for tree in trees] == others
+    assert counts.real == 2 * sum(prompts) + 2 * sum(completions)
+    assert counts.padded == 4 * max(map(sum, zip(prompts, completions, strict=True))) + 4 * max(
+        map(sum, zip(prompts, others, strict=True))
+    )
+    assert (counts.untrained_targets, counts.untrained_positions) == (sum(completions), sum(completions) - 4)
+    assert counts.targets == 2 * sum(completions)
+    everything = make_batch(Case.named("sft-all-tiny-tiny", pairs=4), 0)
+    assert count(everything).targets == count(everything).unique - 4
 
 
 def test_counts_of_a_batch_agree_with_its_trees():

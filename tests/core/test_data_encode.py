@@ -242,6 +242,11 @@ def test_many_at_once_is_each_alone() -> None:
         (Example(prompt="q", responses=("a",)), Layout.PAIRED, "the layout PAIRED takes 2 responses, the row gives 1"),
         (Example(prompt="q", responses=("a",), ranks=(0,)), Layout.RANKED, "the layout RANKED takes 2 or more responses"),
         (
+            Example(prompt="q", responses=("a", "b"), ranks=(0, 0)),
+            Layout.RANKED,
+            "two or more different ranks, the row gives (0, 0)",
+        ),
+        (
             Example(prompt="q", responses=("a", "b")),
             Layout.RANKED,
             "the layout RANKED takes a rank for every response, the row gives None",

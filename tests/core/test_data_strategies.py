@@ -17,6 +17,7 @@ from truing.data.strategies import (
     Passthrough,
     Preference,
     PreferenceChosen,
+    PreferenceLabels,
     PreferencePrompt,
     PromptText,
     Ranked,
@@ -45,8 +46,10 @@ def test_each_name_and_layout_is_served_once() -> None:
     assert sorted(served, key=str) == sorted(
         [
             ("preference", Layout.PAIRED),
+            ("preference", Layout.LABELED),
             ("preference", Layout.ROLLOUT),
             ("preference", Layout.SINGLE),
+            ("preference", Layout.LABELED),
             ("text", Layout.ROLLOUT),
             ("text", Layout.SINGLE),
             ("passthrough", Layout.PAIRED),
@@ -69,6 +72,11 @@ def test_preference_reads_messages_and_tools() -> None:
     assert example.prompt == (user(),)
     assert example.responses == ((assistant(),), (assistant("b"),))
     assert example.tools == tools
+
+
+def test_a_preference_row_is_two_labelled_samples() -> None:
+    sides = [(side.prompt, side.responses, side.label, side.margin) for side in PreferenceLabels().parse({**PAIR, "margin": 0.5})]
+    assert sides == [("q", ("a",), True, None), ("q", ("b",), False, None)]
 
 
 def test_the_prompt_may_be_what_both_sides_begin_with() -> None:

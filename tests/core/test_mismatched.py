@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.core.architectures import SHARED_PREFIX
 from tests.core.plain import plain_logps
 from tests.core.trees import random_trees
 from truing.data.batch import collate
@@ -21,6 +22,7 @@ from truing.data.tree import MISMATCHED, Branch, PromptTree
 from truing.errors import DataError
 from truing.loss import Layout, Needs
 from truing.model.attention import use_tree_attention
+from truing.model.loading import enable_checkpointing
 from truing.model.policy import Policy, loss_inputs
 from truing.model.precomputed import Precomputed
 from truing.model.reference import FrozenCopy
@@ -137,6 +139,48 @@ def test_a_loss_reads_them_apart_from_the_completions_it_learns_from(forward):
 
 def _of_part(output, part):
     return attrs.evolve(output, tokens=output.tokens[part.tokens], mismatched_logps=output.mismatched_logps[part.mismatched])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize(
+    ("architecture", "own_logits"),
+    [*((name, False) for name in ("llama", "mistral", "gemma2", "gpt_oss", "deepseek_v3")), ("llama", True), ("gemma2", True)],
+)
+def test_they_are_computed_after_the_row_over_its_prompts_keys(architecture, own_logits, checkpointing):
+    """Windows, soft caps and sinks included; without them in the row, its loss has the gradient of the trees without them."""
+    data = some()
+    trees = [data[index] for index in range(len(data))]
+    model = tiny_model(architecture=architecture, **SHARED_PREFIX[architecture])
+    expected = torch.cat([plain_logps(model, [attrs.evolve(tree, branches=tree.branches[1:])]) for tree in trees])
+    use_tree_attention(model)
+    if checkpointing:
+        enable_checkpointing(model)
+        model.train()
+    policy = Policy(model, "shared_prefix", own_logits=own_logits)
+    weights = dict(model.named_parameters())
+
+    def gradients(some_trees, needs):
+        output = policy(collate(some_trees, "shared_prefix"), needs)
+        return output, torch.autograd.grad(output.tokens.logps.sum(), list(weights.values()), allow_unused=True)
+
+    output, found = gradients(trees, Needs.MISMATCHED_LOGPS)
+    torch.testing.assert_close(output.mismatched_logps, expected, rtol=0, atol=1e-5)
+    _, without = gradients([attrs.evolve(tree, branches=tree.completions) for tree in trees], Needs.NOTHING)
+    torch.testing.assert_close(found, without)
+
+
+def test_where_nothing_reads_them_they_are_not_computed():
+    data = some()
+    model = tiny_model()
+    use_tree_attention(model)
+    batch = collate([data[0], data[1]], "shared_prefix")
+    sizes = []
+    model.get_decoder().register_forward_hook(lambda _, inputs, output: sizes.append(output.last_hidden_state.shape[1]))
+    policy = Policy(model, "shared_prefix")
+    policy(batch)
+    policy(batch, Needs.MISMATCHED_LOGPS)
+    assert sizes == [sizes[0], sizes[0], batch.slots - sizes[0]]
+    assert batch.slots - sizes[0] == sum(len(data[index].branches[1].token_ids) - 1 for index in (0, 1))
 
 
 def test_a_reference_taken_before_is_the_live_one():

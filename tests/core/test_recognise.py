@@ -87,8 +87,18 @@ def test_the_message_has_the_columns_and_the_formats() -> None:
         choose_format({"question": "q", "chosen": "a", "rejected": "b"}, Layout.PAIRED, CORE, "eval_data.format")
     assert str(failure.value) == (
         "eval_data.format is not set, and no format knows the columns 'question', 'chosen', 'rejected' for sure; set it to one of "
-        "those for paired data (passthrough, preference), or to a function of yours, file.function"
+        "those for paired data (passthrough, preference), or to a function of yours, file.function; `truing explain data.format` "
+        "says what each reads"
     )
+
+
+def test_a_family_of_formats_is_named_once() -> None:
+    named = {f"Q{name}": attrs.make_class(f"Q{index}", [], frozen=True) for index, name in enumerate("abc")}
+    for cls, name in zip(named.values(), ("chat.one", "chat", "lone.kind"), strict=True):
+        cls.name, cls.layouts, cls.parse = name, frozenset({Layout.RANKED}), lambda self, row: row
+    module = SimpleNamespace(register_dataset_strategy=hookimpl(specname="register_dataset_strategy")(lambda: list(named.values())))
+    with pytest.raises(ConfigError, match=r"for ranked data \(chat\.\*, lone\.kind, ranked\)"):
+        choose_format({}, Layout.RANKED, Registry.from_modules({"chat": module}))
 
 
 @attrs.frozen(kw_only=True)

@@ -25,12 +25,18 @@ def test_every_need_has_its_fields():
 def test_fields_are_those_that_are_needed(layout):
     assert given(fake_inputs(layout)) == set()
     assert given(fake_inputs(layout, needs=Needs.REFERENCE_LOGPS | Needs.VALUES)) == {"reference_token_logps", "token_values"}
-    assert given(fake_inputs(layout, needs=~Needs.NOTHING)) == set(OPTIONAL)
+    assert given(fake_inputs(layout, needs=~Needs.NO_LOGPS)) == set(OPTIONAL)
+
+
+def test_without_log_probabilities_there_is_nothing_to_read_in_their_place():
+    inputs = fake_inputs(Layout.PAIRED, needs=Needs.SCORES | Needs.NO_LOGPS)
+    assert inputs.token_logps.isnan().all() and len(inputs.token_logps) == inputs.lengths.sum()
+    assert torch.equal(inputs.scores, fake_inputs(Layout.PAIRED, needs=Needs.SCORES).scores)
 
 
 @pytest.mark.parametrize("layout", Layout)
 def test_shapes_agree(layout):
-    inputs = fake_inputs(layout, needs=~Needs.NOTHING, num_rewards=3)
+    inputs = fake_inputs(layout, needs=~Needs.NO_LOGPS, num_rewards=3)
     tokens, branches = len(inputs.sequence_ids), len(inputs.lengths)
     assert inputs.lengths.tolist() == inputs.sequence_ids.bincount().tolist()
     assert tokens == inputs.lengths.sum() and len(inputs.tree_ids) == branches
@@ -67,13 +73,13 @@ def test_seeds_repeat_and_differ():
     one, same, other = (fake_inputs(Layout.PAIRED, seed=seed, lengths=[2, 3, 2, 3, 2, 3]) for seed in (0, 0, 1))
     assert torch.equal(one.token_logps, same.token_logps)
     assert not torch.equal(one.token_logps, other.token_logps)
-    more = fake_inputs(Layout.PAIRED, needs=~Needs.NOTHING, lengths=[2, 3, 2, 3, 2, 3])
+    more = fake_inputs(Layout.PAIRED, needs=~Needs.NO_LOGPS, lengths=[2, 3, 2, 3, 2, 3])
     assert torch.equal(one.token_logps, more.token_logps)
 
 
 def test_trees_taken_keep_their_branches_and_are_numbered_anew():
     whole = attrs.evolve(
-        fake_inputs(Layout.PAIRED, lengths=[2, 1, 3, 2, 1, 4], needs=~Needs.NOTHING),
+        fake_inputs(Layout.PAIRED, lengths=[2, 1, 3, 2, 1, 4], needs=~Needs.NO_LOGPS),
         columns={"c": torch.arange(13)},
         advantages=torch.arange(6.0),
         state={"kept": 1},
@@ -95,7 +101,7 @@ def test_trees_taken_keep_their_branches_and_are_numbered_anew():
 
 
 def test_all_trees_in_order_are_the_batch_itself():
-    whole = fake_inputs(Layout.RANKED, needs=~Needs.NOTHING)
+    whole = fake_inputs(Layout.RANKED, needs=~Needs.NO_LOGPS)
     same = take_trees(whole, [0, 1, 2])
     for field in attrs.fields(LossInputs):
         value = getattr(whole, field.name)

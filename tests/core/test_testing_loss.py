@@ -118,6 +118,21 @@ def test_pairs_exist_in_the_paired_layout_only(per):
     breaks(bad, f"per '{per}', which only PAIRED batches have, not LABELED")
 
 
+@pytest.mark.parametrize("per", ["desirable", "undesirable"])
+def test_labels_exist_in_the_labeled_layout_only(per):
+    bad = loss_like(Hinge, with_terms(lambda inputs, values: Term(values, per)))
+    breaks(bad, f"per '{per}', which only LABELED batches have, not PAIRED")
+
+
+def test_values_of_one_label_may_be_those_alone_or_zeros_for_others():
+    def call(self, inputs, good):
+        scores = inputs.mean_logps
+        terms = (Term(scores[inputs.labels], "desirable"), Term(scores * ~inputs.labels, "undesirable", -1.0))
+        return LossOutput([*good.terms], {"margin": terms})
+
+    check_loss(loss_like(Labelled, call))
+
+
 def test_numbers_that_are_not_finite():
     breaks(
         loss_like(Hinge, with_terms(lambda inputs, values: Term(values / 0, "pair"))), "term 0 is not finite on an ordinary batch"
@@ -277,3 +292,26 @@ def test_equal_rewards_give_no_advantage():
 
     check_loss(advantages_like(inexact))
     breaks(advantages_like(inexact), "for 8 equal rewards of 0.1, and must give 0", group_relative=True)
+
+
+@attrs.frozen(kw_only=True)
+class Scored(Hinge):
+    """Reads scores, and no log-probability."""
+
+    needs = Needs.SCORES | Needs.NO_LOGPS
+
+    def __call__(self, inputs):
+        return LossOutput([Term((inputs.scores[1::2] - inputs.scores[::2]).exp(), "pair")])
+
+
+def test_a_loss_without_log_probabilities():
+    check_loss(Scored)
+
+    def peek(self, inputs, good):
+        return LossOutput([Term(good.terms[0].values * inputs.chosen.logps, "pair")])
+
+    breaks(
+        loss_like(Scored, peek), r"term 0 is not finite on an ordinary batch \(`needs` names Needs.NO_LOGPS, so token_logps are NaN"
+    )
+    both = loss_like(Scored, needs=Needs.SCORES | Needs.NO_LOGPS | Needs.ENTROPY)
+    breaks(both, "names Needs.NO_LOGPS and Needs.ENTROPY, which come of the same head")

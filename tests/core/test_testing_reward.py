@@ -103,3 +103,10 @@ def test_scores_that_depend_on_the_order_or_the_company():
     relative = reward(lambda completions: [len(text) / (1 + max(map(len, texts(completions)))) for text in texts(completions)])
     breaks(relative, "gives completion 1 another score when it comes alone")
     check_reward(relative, order_matters=True)
+
+
+def test_last_digits_may_depend_on_what_is_computed_together():
+    computed = reward(lambda completions: [None if not text else 1 + 1e-7 * len(completions) for text in texts(completions)])
+    breaks(computed, "gives completion 1 another score when it comes alone")
+    check_reward(computed, tolerance=1e-5)
+    breaks(computed, "gives completion 1 another score when it comes alone", tolerance=1e-8)

@@ -15,9 +15,9 @@ from truing.train.saving import Saver, restore
 from truing.train.step import train_step
 
 
-def make_sharded(place: Path, output: str) -> Run:
+def make_sharded(place: Path, output: str, method: str) -> Run:
     """Return a run whose weights and optimiser are this rank's part."""
-    run = shard(make_run(place, output, dtype="float32", batch_size=4, max_steps=4))
+    run = shard(make_run(place, output, method=method, dtype="float32", batch_size=4, max_steps=4))
     optimizer = run.accelerator.prepare(make_optimizer(run.policy, run.trainer))
     run.state.optimizer, run.state.scheduler = optimizer, make_schedule(optimizer, run.trainer, 4)
     return run
@@ -32,12 +32,12 @@ def train(run: Run, steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    one = make_sharded(place, "one")
+    place, method = Path(sys.argv[1]), sys.argv[2]
+    one = make_sharded(place, "one", method)
     train(one, 2)
     path = Saver(one).save(wait=True)
     unbroken = train(one, 2)
-    two = make_sharded(place, "two")
+    two = make_sharded(place, "two", method)
     train(two, 1)  # what is taken over must not depend on what was there
     restore(two, path)
     assert two.state.step == 2

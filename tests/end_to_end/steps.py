@@ -105,7 +105,43 @@ class SomeMargins(Loss):
         return LossOutput(terms=[Term(values, "pair")])
 
 
-OWN = {loss.name: loss for loss in (SortedMargins(), SomeMargins())}
+@attrs.frozen(kw_only=True)
+class Scored(Loss):
+    """Pushes the scores of a pair apart, and reads no log-probability."""
+
+    name: ClassVar[str] = "scored"
+    layout: ClassVar[Layout] = Layout.PAIRED
+    needs: ClassVar[Needs] = Needs.SCORES | Needs.NO_LOGPS
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Return one term, and a metric."""
+        assert inputs.scores is not None and inputs.token_logps.isnan().all() and not inputs.token_logps.requires_grad
+        return LossOutput(
+            terms=[Term(torch.nn.functional.softplus(inputs.scores[1::2] - inputs.scores[::2]), "pair")],
+            metrics={"mean_reward": Term(inputs.scores.detach(), "sequence")},
+        )
+
+
+@attrs.frozen(kw_only=True)
+class SortedScores(Loss):
+    """Weighs scores by their place in the order of the whole step's, and log-probabilities beside them."""
+
+    name: ClassVar[str] = "sorted-scores"
+    layout: ClassVar[Layout] = Layout.PAIRED
+    scope: ClassVar = "step"
+    needs: ClassVar[Needs] = Needs.SCORES
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Return a term per pair and one per branch."""
+        assert inputs.scores is not None
+        margins, _ = (inputs.scores[::2] - inputs.scores[1::2]).sort()
+        weights = torch.linspace(0, 1, len(margins), dtype=margins.dtype, device=margins.device)
+        return LossOutput(
+            terms=[Term((weights * margins).tanh(), "pair"), Term(inputs.mean_logps * inputs.scores, "sequence", 0.1)]
+        )
+
+
+OWN = {loss.name: loss for loss in (SortedMargins(), SomeMargins(), Scored(), SortedScores())}
 
 
 def step(run: Run) -> tuple[dict[str, float], dict[str, Tensor]]:

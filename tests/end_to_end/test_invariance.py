@@ -15,6 +15,8 @@ AOT = {"name": "dpo", "loss_type": ["aot", "aot_unpaired"], "label_smoothing": 0
 WPO = {"name": "dpo", "use_weighting": True}
 STEP = "sorted-margins"
 """A loss that must see the whole step."""
+SCORES = ["scored", "sorted-scores"]
+"""Losses that read scores: without log-probabilities, and with them over the whole step."""
 
 
 def require_same(one, other, tolerance):
@@ -26,7 +28,7 @@ def require_same(one, other, tolerance):
 
 
 @pytest.mark.parametrize("forward", ["shared_prefix", "padded"])
-@pytest.mark.parametrize("method", ["dpo", SUM, AOT, WPO, STEP], ids=["dpo", "sum", "aot", "wpo", "step"])
+@pytest.mark.parametrize("method", ["dpo", SUM, AOT, WPO, STEP, *SCORES], ids=["dpo", "sum", "aot", "wpo", "step", *SCORES])
 def test_loss_metrics_and_every_gradient_are_the_same_to_1e_12(tmp_path, forward, method):
     """16 pairs of uneven lengths as one micro-batch, as four, as some, and as one each, in float64."""
     prepare_folder(tmp_path)
@@ -49,7 +51,7 @@ def test_head_and_loss_by_parts_are_those_of_the_whole(tmp_path, monkeypatch, me
         require_same(step(make_run(tmp_path, name, method=method)), expected, 1e-12)
 
 
-@pytest.mark.parametrize("method", ["dpo", STEP])
+@pytest.mark.parametrize("method", ["dpo", STEP, *SCORES])
 def test_two_ranks_give_what_one_does(tmp_path, method):
     """15 pairs, so that ranks have unequal shares, in float32: 1e-6; and one pair, of which the second rank has none."""
     for rows in (15, 1):
@@ -61,7 +63,7 @@ def test_two_ranks_give_what_one_does(tmp_path, method):
         require_same(shared, expected, 1e-6)
 
 
-@pytest.mark.parametrize("method", ["dpo", STEP])
+@pytest.mark.parametrize("method", ["dpo", STEP, "scored"])
 def test_weights_sharded_over_two_ranks_give_the_same(tmp_path, method):
     """FSDP2 on CPUs, and ranks with unequal numbers of micro-batches."""
     prepare_folder(tmp_path, rows=15)

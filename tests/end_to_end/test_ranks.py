@@ -62,12 +62,13 @@ def test_a_restarted_run_is_bitwise_the_unbroken_one(tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_weights_that_are_spread_over_ranks_are_saved_and_resumed_bitwise(tmp_path):
+@pytest.mark.parametrize("method", ["dpo", "scored"])
+def test_weights_that_are_spread_over_ranks_are_saved_and_resumed_bitwise(tmp_path, method):
     prepare_folder(tmp_path)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.end_to_end.sharded"]
     environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, *command, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=200, check=False
+        [sys.executable, *command, str(tmp_path), method], capture_output=True, text=True, env=environment, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
@@ -82,3 +83,6 @@ def test_weights_that_are_spread_over_ranks_are_saved_and_resumed_bitwise(tmp_pa
     assert halves[0][name].shape[0] + halves[1][name].shape[0] == original.shape[0]
     written = load_file(tmp_path / "one/model/model.safetensors")
     assert {name: tensor.shape for name, tensor in written.items()} == {name: tensor.shape for name, tensor in whole.items()}
+    if method == "scored":
+        head = load_file(tmp_path / "one/model/value_head.safetensors")["weight"]
+        assert head.shape == (1, 32) and head.any()

@@ -21,6 +21,7 @@ from truing.registry import KIND_WORDS, Registry
 from truing_cpo import CPO, SimPO
 from truing_dpo import DPO
 from truing_orpo import ORPO
+from truing_reward_model import RankedRewardModel, RewardModelLoss
 from truing_sft import SFT
 
 DOCS = ROOT / "docs"
@@ -155,8 +156,19 @@ def metric_names() -> set[str]:
 
 @pytest.mark.parametrize(
     "method",
-    [DPO(), DPO(rpo_alpha=1.0), DPO(use_weighting=True), DPO(loss_type=("sigmoid", "sft")), CPO(), SimPO(), ORPO(), SFT()],
-    ids=["sigmoid", "rpo", "wpo", "several", "cpo", "simpo", "orpo", "sft"],
+    [
+        DPO(),
+        DPO(rpo_alpha=1.0),
+        DPO(use_weighting=True),
+        DPO(loss_type=("sigmoid", "sft")),
+        CPO(),
+        SimPO(),
+        ORPO(),
+        RewardModelLoss(),
+        RankedRewardModel(),
+        SFT(),
+    ],
+    ids=["sigmoid", "rpo", "wpo", "several", "cpo", "simpo", "orpo", "reward-model", "ranked", "sft"],
 )
 def test_every_metric_is_documented(method):
     from truing.testing import fake_inputs

@@ -61,8 +61,8 @@ def _section(cls: type, path: KeyPath, registry: Registry) -> Iterator[tuple[str
         kinds = [PLUGIN_TYPES.get(type_, "reward") for type_ in _leaf_types(field.type) if type_ in {*PLUGIN_TYPES, RewardEntry}]
         sections = [type_ for type_ in _leaf_types(field.type) if attrs.has(type_) and type_ is not RewardEntry]
         lines = [_field(field, dotted(here))]
-        lines += [f"  {below.name:<24}{below.metadata['help']}" for section in sections for below in settings_of(section)]
-        lines += [f"  {cls.name:<24}{_summary(cls)}" for kind in kinds for cls in registry.classes(kind)]
+        lines += [f"  {below.name:<23} {below.metadata['help']}" for section in sections for below in settings_of(section)]
+        lines += [f"  {cls.name:<27} {_summary(cls)}" for kind in kinds for cls in registry.classes(kind)]
         yield dotted(here), "\n".join(lines)
         for section in sections:
             yield from _section(section, here, registry)

@@ -28,6 +28,8 @@ class TreeBatch:
     """What it is laid out for."""
     model_inputs: Mapping[str, Any]
     """What the model is called with, or its two passes are."""
+    later_inputs: Mapping[str, Any] | None
+    """What it is called with after that for mismatched branches; None where they are in the first call, or there are none."""
     predictors: Tensor
     """[T] int64."""
     targets: Tensor
@@ -112,12 +114,13 @@ class TreeBatch:
             for field in attrs.fields(TreeBatch)
             if isinstance(getattr(self, field.name), Tensor)
         }
-        inputs = {
-            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in self.model_inputs.items()
-        }
-        inputs |= {key: value.to(device) for key, value in inputs.items() if isinstance(value, RowLayout)}
-        return attrs.evolve(self, model_inputs=inputs, **moved)
+        later = None if self.later_inputs is None else _moved(self.later_inputs, device)
+        return attrs.evolve(self, model_inputs=_moved(self.model_inputs, device), later_inputs=later, **moved)
+
+
+def _moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    moved = {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+    return moved | {key: value.to(device) for key, value in moved.items() if isinstance(value, RowLayout)}
 
 
 @attrs.frozen(eq=False)
@@ -160,6 +163,7 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
         trees=tuple(trees),
         forward=forward,
         model_inputs=placement.model_inputs,
+        later_inputs=placement.later_inputs,
         slots=placement.slots,
         num_inputs=unshared if forward == "padded" else in_prompts + in_branches,
         num_unshared=unshared,

@@ -116,6 +116,8 @@ class Encoder:
             raise RowError(f"the layout LABELED takes a boolean label, the row gives {example.label!r}")
         if self.layout is Layout.RANKED and (example.ranks is None or len(example.ranks) != len(example.responses)):
             raise RowError(f"the layout RANKED takes a rank for every response, the row gives {example.ranks!r}")
+        if self.layout is Layout.RANKED and len(set(example.ranks or ())) < 2:
+            raise RowError(f"the layout RANKED takes two or more different ranks, the row gives {example.ranks!r}: all are ties")
         if len({isinstance(text, str) for text in (example.prompt, *example.responses)}) > 1:
             raise RowError("prompt and responses must be all text or all messages; the row mixes both")
         chat = not isinstance(example.prompt, str)

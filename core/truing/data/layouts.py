@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from truing.data.row import RowLayout, Span, TreeSpan
+from truing.data.row import LaterRow, RowLayout, Span, TreeSpan
 from truing.data.tree import MISMATCHED, PromptTree, TokenIds
 
 Forward = Literal["shared_prefix", "cached", "padded"]
@@ -29,6 +29,8 @@ class Placement:
     """[B] where each branch begins."""
     slots: int
     """Positions computed, padding included."""
+    later_inputs: Mapping[str, Any] | None = None
+    """What it is called with after that for mismatched branches, whose positions follow the others'; None where it was told all."""
 
 
 Inputs = Sequence[Sequence[TokenIds]]
@@ -40,30 +42,59 @@ def place(trees: Sequence[PromptTree], inputs: Inputs, forward: Forward) -> Plac
     return _PLACES[forward](trees, inputs)
 
 
+@attrs.define
+class _Row:
+    """A row in the making: ids and positions."""
+
+    ids: list[int] = attrs.field(factory=list)
+    positions: list[int] = attrs.field(factory=list)
+
+    def add(self, ids: TokenIds, first_position: int) -> Span:
+        """Append tokens and return where they lie."""
+        start = len(self.ids)
+        self.ids.extend(ids)
+        self.positions.extend(range(first_position, first_position + len(ids)))
+        return start, len(self.ids)
+
+    def model_inputs(self, layout: RowLayout | LaterRow) -> dict[str, Any]:
+        """Return what the model is called with."""
+        return {
+            "input_ids": torch.tensor([self.ids]),
+            "position_ids": torch.tensor([self.positions]),
+            # a mask of four dimensions is handed through by transformers as it is, so that it builds none of its own; the
+            # attention function reads the layout instead
+            "attention_mask": torch.zeros(1, 1, 1, 1),
+            LAYOUT_ARGUMENT: layout,
+        }
+
+
 def _shared_prefix(trees: Sequence[PromptTree], inputs: Inputs) -> Placement:
-    ids: list[int] = []
-    positions: list[int] = []
+    """Mismatched branches, of which no gradient is taken, are a row of their own, so that the backward does not run over them."""
+    row, later = _Row(), _Row()
     spans: list[TreeSpan] = []
+    later_spans: list[TreeSpan] = []
     for tree, branches in zip(trees, inputs, strict=True):
-        length, start = len(tree.prompt_ids), len(ids)
-        ids.extend(tree.prompt_ids)
-        positions.extend(range(length))
-        ranges: list[Span] = []
-        for branch in branches:
-            ranges.append((len(ids), len(ids) + len(branch)))
-            ids.extend(branch)
-            positions.extend(range(length, length + len(branch)))
-        spans.append(TreeSpan((start, start + length), tuple(ranges)))
-    model_inputs = {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        # a mask of four dimensions is handed through by transformers as it is, so that it builds none of its own; the
-        # attention function reads the layout instead
-        "attention_mask": torch.zeros(1, 1, 1, 1),
-        LAYOUT_ARGUMENT: RowLayout(tuple(spans)),
-    }
-    prompt_starts = [span.prompt[0] for span in spans for _ in span.branches]
-    return Placement(model_inputs, prompt_starts, [start for span in spans for start, _ in span.branches], len(ids))
+        length = len(tree.prompt_ids)
+        prompt = row.add(tree.prompt_ids, 0)
+        pairs = list(zip(tree.branches, branches, strict=True))
+        spans.append(TreeSpan(prompt, tuple(row.add(ids, length) for branch, ids in pairs if branch.role != MISMATCHED)))
+        of_others = tuple(later.add(ids, length) for branch, ids in pairs if branch.role == MISMATCHED)
+        if of_others:
+            later_spans.append(TreeSpan(prompt, of_others))
+    prompt_starts = [span.prompt[0] for span, tree in zip(spans, trees, strict=True) for _ in tree.branches]
+    starts, later_starts = (iter([start for span in some for start, _ in span.branches]) for some in (spans, later_spans))
+    branch_starts = [
+        next(starts) if branch.role != MISMATCHED else len(row.ids) + next(later_starts)
+        for tree in trees
+        for branch in tree.branches
+    ]
+    return Placement(
+        row.model_inputs(RowLayout(tuple(spans))),
+        prompt_starts,
+        branch_starts,
+        len(row.ids) + len(later.ids),
+        later.model_inputs(LaterRow(tuple(later_spans))) if later.ids else None,
+    )
 
 
 def _cached(trees: Sequence[PromptTree], inputs: Inputs) -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +58,19 @@ def choose_format(row: Mapping[str, Any], layout: Layout, registry: Registry, ke
     if found:
         names = ", ".join(cls.name for cls in found)
         raise ConfigError(f"{key} is not set, and {columns} are those of several formats: {names}; set it to one of them")
-    names = ", ".join(sorted(cls.name for cls in serving)) or "none is installed"
+    names = ", ".join(_families(cls.name for cls in serving)) or "none is installed"
     raise ConfigError(
         f"{key} is not set, and no format knows {columns} for sure; set it to one of those for {layout.value} data ({names}), or "
-        "to a function of yours, file.function"
+        "to a function of yours, file.function; `truing explain data.format` says what each reads"
     )
+
+
+def _families(names: Iterable[str]) -> list[str]:
+    """Return names in order, those of a family with several as `family.*`."""
+    families: dict[str, list[str]] = {}
+    for name in sorted(names):
+        families.setdefault(name.partition(".")[0], []).append(name)
+    return [names[0] if len(names) == 1 else f"{family}.*" for family, names in families.items()]
 
 
 def _recognises(cls: Any, row: Mapping[str, Any]) -> bool:

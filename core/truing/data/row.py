@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Span = tuple[int, int]
 """A half-open range of positions."""
@@ -58,6 +58,24 @@ class Part:
     """Which queries attend to which keys; None is all to all."""
 
 
+class KeptKeys:
+    """Keys and values of a row, by attention module, for branches that are computed after it and without gradient."""
+
+    def __init__(self) -> None:
+        self._by_module: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._open = True
+
+    def put(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
+        """Keep a module's, [1, heads, S, size] each; not when all has been read, as where a layer is computed again."""
+        if self._open:
+            self._by_module[module] = key.detach(), value.detach()
+
+    def take(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return a module's, which are not kept any longer."""
+        self._open = False
+        return self._by_module.pop(module)
+
+
 @attrs.frozen
 class RowLayout:
     """The trees of one row, in order; every position belongs to exactly one prompt or branch."""
@@ -65,6 +83,8 @@ class RowLayout:
     trees: tuple[TreeSpan, ...]
     joined: tuple[Part, ...] = attrs.field(default=(), eq=False, repr=False)
     """The parts of all trees as at most two, on the device that `to` named: the own ones, and those of branches over prompts."""
+    kept: KeptKeys | None = attrs.field(default=None, eq=False, repr=False)
+    """What is to keep the row's keys and values, where a later row's branches attend to them."""
 
     @property
     def sizes(self) -> list[int]:
@@ -96,6 +116,21 @@ class RowLayout:
             yield from ((own, own) for own in (tree.prompt, *tree.branches) if own[0] < own[1])
             if tree.prompt[1] < tree.stop:
                 yield (tree.prompt[1], tree.stop), tree.prompt
+
+
+@attrs.frozen
+class LaterRow:
+    """A row of branches alone, whose prompts lie in an earlier row: each attends to its prompt's keys there and to itself."""
+
+    trees: tuple[TreeSpan, ...]
+    """A prompt is a range of the earlier row, a branch one of this."""
+    kept: KeptKeys | None = attrs.field(default=None, eq=False, repr=False)
+    """The earlier row's keys and values."""
+
+    @property
+    def reach(self) -> int:
+        """Positions that the longest branch of all attends to."""
+        return max(tree.reach for tree in self.trees)
 
 
 def _segments(pairs: Sequence[tuple[Span, Span]], device: torch.device) -> Segments:

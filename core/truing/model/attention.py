@@ -12,7 +12,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from truing.data.row import RowLayout
+from truing.data.row import LaterRow, RowLayout
 from truing.model.flash import flash_attention, flash_kernel
 
 # transformers refuses names with "sdpa" or "flash" in them for models that lack those
@@ -46,7 +46,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    truing_layout: RowLayout | None = None,
+    truing_layout: RowLayout | LaterRow | None = None,
     use_flash: bool = True,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -70,6 +70,11 @@ def tree_attention(
     if rules.window is not None and truing_layout.reach <= rules.window:
         rules = attrs.evolve(rules, window=None)
     query, key, value = _as_autocast(query, key, value)
+    if isinstance(truing_layout, LaterRow):
+        assert truing_layout.kept is not None
+        return _over_kept(query, key, value, truing_layout, truing_layout.kept.take(module), rules), None
+    if truing_layout.kept is not None:
+        truing_layout.kept.put(module, key, value)
     flash = use_flash and not (rules.dropout or rules.softcap or rules.window)
     if flash and (kernel := flash_kernel(query, key, value, truing_layout)):
         scale = query.shape[-1] ** -0.5 if rules.scale is None else rules.scale
@@ -97,6 +102,19 @@ def _per_branch(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, ru
             q, k, v = next(queries), next(keys), next(values)
             if q.shape[2] > 0:
                 pieces.append(_attend(q, torch.cat((prompt_k, k), dim=2), torch.cat((prompt_v, v), dim=2), None, rules))
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous()
+
+
+def _over_kept(query: Tensor, key: Tensor, value: Tensor, layout: LaterRow, kept: tuple[Tensor, Tensor], rules: Rules) -> Tensor:
+    """Return [1, S, heads, size] of branches whose prompts' keys and values are ranges of those kept."""
+    pieces: list[Tensor] = []
+    for tree in layout.trees:
+        prompt = slice(*tree.prompt)
+        for own in (slice(start, stop) for start, stop in tree.branches if start < stop):
+            k, v = (
+                torch.cat((before[:, :, prompt], now[:, :, own]), dim=2) for before, now in zip(kept, (key, value), strict=True)
+            )
+            pieces.append(_attend(query[:, :, own], k, v, None, rules))
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous()
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from truing.data.batch import TreeBatch
+from truing.loss import Needs
 from truing.model.head import kept_bytes
 from truing.model.loading import is_checkpointing
 from truing.model.policy import Policy
 
 MOST_TOKENS = {"cpu": 4096}
-"""By device, beyond what a larger forward gains nothing from."""
+"""By device, beyond what a larger forward gains nothing from, unless the loss sees whole steps: cut, they are computed twice."""
 MOST_TOKENS_ELSEWHERE = 65_536
 LEAST_TOKENS = 512
 SHARE = 0.7
@@ -23,20 +24,22 @@ SHARE = 0.7
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def token_budget(policy: Policy, batch: TreeBatch) -> int:
+def token_budget(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHING, *, whole_steps: bool = False) -> int:
     """Return a power of two: the tokens of a forward whose activations fit beside gradients and Adam's moments.
 
-    `batch` is one that the policy can run, on its device. Measured before any of these exist.
+    `batch` is one that the policy can run, on its device, and `needs` what is asked of it; `whole_steps` says that the loss sees
+    them. Measured before any of these exist.
     """
     device = batch.targets.device
     trained = sum(weight.numel() * weight.element_size() for weight in policy.parameters() if weight.requires_grad)
-    room = SHARE * free_bytes(device) - 3 * trained - kept_bytes(device)
-    most = MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
-    fitting = max(LEAST_TOKENS, min(most, int(room / bytes_per_token(policy, batch))))
+    logits = 0 if Needs.NO_LOGPS in needs else kept_bytes(device)
+    room = SHARE * free_bytes(device) - 3 * trained - logits
+    most = MOST_TOKENS_ELSEWHERE if whole_steps else MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
+    fitting = max(LEAST_TOKENS, min(most, int(room / bytes_per_token(policy, batch, needs))))
     return 1 << (fitting.bit_length() - 1)
 
 
-def bytes_per_token(policy: Policy, batch: TreeBatch) -> float:
+def bytes_per_token(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHING) -> float:
     """Return the bytes that autograd keeps for each position of the batch, weights left out."""
     kept: dict[int, int] = {}
     weights = {weight.untyped_storage().data_ptr() for weight in policy.parameters()}
@@ -50,7 +53,7 @@ def bytes_per_token(policy: Policy, batch: TreeBatch) -> float:
     training = policy.training
     policy.eval()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = policy(batch)  # held, so that no storage is freed and its address used again
+        output = policy(batch, needs)  # held, so that no storage is freed and its address used again
     policy.train(training)
     del output
     measured = sum(kept.values()) / batch.slots

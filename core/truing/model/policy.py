@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,21 +13,33 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from truing.data.batch import BatchPart, TreeBatch
-from truing.data.layouts import Forward
+from truing.data.layouts import LAYOUT_ARGUMENT, Forward
+from truing.data.row import KeptKeys
 from truing.loss import Layout, LossInputs, Needs
 from truing.model.cached import cached_hidden
 from truing.model.head import Part, fused_loss, score_logits, score_tokens, tokens_together
 from truing.model.logits import Head, TokenScores, wide
 
-OFFERED = Needs.REFERENCE_LOGPS | Needs.MISMATCHED_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS
+OFFERED = (
+    Needs.REFERENCE_LOGPS
+    | Needs.MISMATCHED_LOGPS
+    | Needs.PROMPT_LOGPS
+    | Needs.ENTROPY
+    | Needs.SQUARED_PROBS
+    | Needs.SCORES
+    | Needs.NO_LOGPS
+)
 """What the forward and the reference can give a loss today."""
+_READ_HIDDEN = Needs.VALUES | Needs.SCORES | Needs.NO_LOGPS
+"""What is read off the decoder's output by another head than that which predicts tokens, or by that one not at all."""
 
 
 @attrs.frozen(eq=False)
 class PolicyOutput:
     """What one forward says of a batch's T counted completion tokens, and of its Q counted prompt tokens."""
 
-    tokens: TokenScores
+    tokens: TokenScores | None
+    """None where no log-probability is asked for."""
     prompt_tokens: TokenScores | None = None
     values: Tensor | None = None
     """[T] of the value head, at each token's predictor."""
@@ -39,14 +51,15 @@ class PolicyOutput:
     @property
     def logps(self) -> Tensor:
         """[T + M] log-probabilities of the counted completion tokens, then those of mismatched ones if they were asked for."""
+        assert self.tokens is not None
         return self.tokens.logps if self.mismatched_logps is None else torch.cat((self.tokens.logps, self.mismatched_logps))
 
     def differentiable(self) -> dict[str, Tensor]:
         """Return what is there and has a gradient, by the names of LossInputs' fields."""
         named = {
-            "token_logps": self.tokens.logps,
-            "token_entropy": self.tokens.entropy,
-            "token_squared_probs": self.tokens.squared_probs,
+            "token_logps": self.tokens.logps if self.tokens else None,
+            "token_entropy": self.tokens.entropy if self.tokens else None,
+            "token_squared_probs": self.tokens.squared_probs if self.tokens else None,
             "token_values": self.values,
             "prompt_token_logps": self.prompt_tokens.logps if self.prompt_tokens else None,
             "scores": self.scores,
@@ -74,7 +87,8 @@ class Policy(nn.Module):
 
     Called with a TreeBatch it returns a PolicyOutput, or a loss where it is given an Objective. It runs the decoder and then the
     head at counted positions only. For a model whose logits are more than a Head, `own_logits` asks the model itself for them.
-    `value_head` and `score_head`, [1, H] each, read the decoder's output where `needs` names VALUES or SCORES.
+    `value_head` and `score_head`, [1, H] each, read the decoder's output where `needs` names VALUES or SCORES. Where it names
+    NO_LOGPS, the decoder and these are all that runs.
     """
 
     def __init__(
@@ -114,11 +128,11 @@ class Policy(nn.Module):
         the objective is divisible and the head linear, they are taken part by part while the part's logits are there.
         """
         with nullcontext() if adapter else self._adapter_off():
-            if self.own_logits:
-                logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits.flatten(0, 1)
-                output = self._output(batch, needs, lambda at, targets: score_logits(logits[at], targets, needs))
+            hidden = self._hidden(batch, needs) if needs & _READ_HIDDEN or not self.own_logits else None
+            if hidden is None or (self.own_logits and Needs.NO_LOGPS not in needs):
+                logits = _in_rows(lambda inputs: self.causal_lm(**inputs, use_cache=False).logits, batch, needs)
+                output = self._output(batch, needs, lambda at, targets: score_logits(logits[at], targets, needs), hidden)
                 return output if objective is None else objective(batch.whole(), output)
-            hidden = self._hidden(batch)
             head = Head.of(self.causal_lm)
 
             def score(at: Tensor, targets: Tensor) -> TokenScores:
@@ -129,13 +143,12 @@ class Policy(nn.Module):
             output = self._output(batch, needs, score, hidden)
             return output if objective is None else objective(batch.whole(), output)
 
-    def _hidden(self, batch: TreeBatch) -> Tensor:
-        """Return [slots, H]."""
+    def _hidden(self, batch: TreeBatch, needs: Needs) -> Tensor:
+        """Return [slots, H], without those of a later row that nothing is read of."""
         decoder = self.causal_lm.get_decoder()
         if self.layout == "cached":
             return cached_hidden(decoder, batch.model_inputs)
-        hidden: Tensor = decoder(**batch.model_inputs, use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1)
+        return _in_rows(lambda inputs: decoder(**inputs, use_cache=False).last_hidden_state, batch, needs)
 
     def _output(self, batch: TreeBatch, needs: Needs, score: Score, hidden: Tensor | None = None) -> PolicyOutput:
         values = scores = None
@@ -143,6 +156,8 @@ class Policy(nn.Module):
             values = _read(self.value_head, hidden[batch.predictors])
         if hidden is not None and Needs.SCORES in needs and self.score_head is not None:
             scores = _read(self.score_head, hidden[batch.ends])
+        if Needs.NO_LOGPS in needs:
+            return PolicyOutput(None, values=values, scores=scores)
         in_prompt = score(batch.prompt_predictors, batch.prompt_targets) if Needs.PROMPT_LOGPS in needs else None
         return PolicyOutput(
             score(batch.predictors, batch.targets),
@@ -156,16 +171,31 @@ class Policy(nn.Module):
         # in fp16 gradients must be scaled before they are rounded, which happens in the backward only
         device = self.causal_lm.device.type
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        read_by_heads = needs & (Needs.VALUES | Needs.SCORES)
-        return head.is_linear and not half and not read_by_heads and torch.is_grad_enabled()
+        return head.is_linear and not half and not needs & _READ_HIDDEN and torch.is_grad_enabled()
 
     def _adapter_off(self) -> AbstractContextManager[Any]:
         assert isinstance(self.model, PeftModel), "only a model with an adapter can turn it off"
         return self.model.disable_adapter()
 
 
+def _in_rows(call: Callable[[Mapping[str, Any]], Tensor], batch: TreeBatch, needs: Needs) -> Tensor:
+    """Return what a call gives for each position, [slots, ...]; mismatched branches follow without gradient, if they are read."""
+    if batch.later_inputs is None or Needs.MISMATCHED_LOGPS not in needs:
+        return call(batch.model_inputs).flatten(0, 1)
+    kept = KeptKeys()
+    first = call(_keeping(batch.model_inputs, kept))
+    with torch.no_grad():
+        later = call(_keeping(batch.later_inputs, kept))
+    return torch.cat((first.flatten(0, 1), later.flatten(0, 1)))
+
+
+def _keeping(inputs: Mapping[str, Any], kept: KeptKeys) -> dict[str, Any]:
+    return {**inputs, LAYOUT_ARGUMENT: attrs.evolve(inputs[LAYOUT_ARGUMENT], kept=kept)}
+
+
 def _read(head: nn.Linear, hidden: Tensor) -> Tensor:
-    numbers: Tensor = head(hidden).squeeze(-1)
+    with torch.autocast(hidden.device.type, enabled=False):  # half precision would blur differences of scores, and saves nothing
+        numbers: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1)
     return numbers.to(wide(numbers.dtype))
 
 
@@ -215,7 +245,8 @@ def loss_inputs(
 ) -> LossInputs:
     """Join what the dataset says of a batch with what the models say, as a loss reads it."""
     mismatched = output.mismatched_logps
-    fields: dict[str, Any] = output.differentiable()
+    fields: dict[str, Any] = {"token_logps": torch.full(batch.targets.shape, torch.nan, device=batch.targets.device)}
+    fields |= output.differentiable()
     return LossInputs(
         layout=layout,
         sequence_ids=batch.sequence_ids,

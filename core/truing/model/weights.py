@@ -27,8 +27,7 @@ def check_weights(name: str, folder: Path | None, revision: str | None, *, trust
     """Raise ModelError where loading the model would read a pickle, files of another folder, or a kernel of another repository.
 
     `key` is where the configuration names the model. `folder` is the model's, or None for a repository of the hub, of which only
-    small files are looked at. What is not there at all
-    is left to the loader to say.
+    small files are looked at. What is not there at all is left to the loader to say.
     """
     files = _Files(name, folder, revision, key)
     if folder is not None and not folder.is_dir():
@@ -44,6 +43,11 @@ def check_weights(name: str, folder: Path | None, revision: str | None, *, trust
     _check_model(base)
 
 
+def find_file(name: str, folder: Path | None, revision: str | None, file: str) -> Path | None:
+    """Return a further file of a model, in its folder or on the hub; None where there is none."""
+    return _Files(name, folder, revision).find(file)
+
+
 @attrs.frozen
 class _Files:
     """The files of a model, in a folder or on the hub."""
@@ -51,7 +55,7 @@ class _Files:
     name: str
     folder: Path | None
     revision: str | None
-    key: str
+    key: str = "model.name"
 
     def find(self, file: str) -> Path | None:
         """Return a file by its name, or None where there is none."""

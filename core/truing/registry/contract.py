@@ -13,7 +13,7 @@ import attrs
 from truing.data.example import DatasetStrategy
 from truing.dialect import Dialect
 from truing.errors import PluginError
-from truing.loss import Layout, Loss, Needs, OnlineLoss, Scope, prompt_tokens_of
+from truing.loss import Layout, Loss, Needs, OnlineLoss, Scope, check_needs, prompt_tokens_of
 from truing.rewards import Reward
 from truing.rollout import Rollout
 
@@ -128,7 +128,7 @@ def _check_loss(cls: type) -> None:
     _check_scope(cls)
     _check_callable(cls, "__call__", Loss, "__call__(self, inputs: LossInputs) -> LossOutput")
     _check_needs(cls, "needs", Loss)
-    _check_prompt_tokens(cls)
+    _check_contradictions(cls)
     if layout is Layout.ROLLOUT:
         _check_callable(
             cls, "advantages", OnlineLoss, "advantages(self, rollouts: LossInputs) -> Advantages, which ROLLOUT methods need"
@@ -196,9 +196,10 @@ def _check_needs(cls: type, member: str, protocol: type) -> None:
         raise PluginError(f"`{member}` is {needs!r}; it must be a truing.Needs, such as Needs.REFERENCE_LOGPS or Needs.NOTHING")
 
 
-def _check_prompt_tokens(cls: type) -> None:
+def _check_contradictions(cls: type) -> None:
     if not _required(cls):
         with isolated("`prompt_tokens` failed with the default settings", "make it work with them"):
+            check_needs(cls())
             prompt_tokens_of(cls())
 
 

@@ -17,6 +17,7 @@ FIRST_PARTY: Mapping[Kind, Mapping[str, str]] = {
         "cpo": "truing-cpo",
         "simpo": "truing-cpo",
         "reward-model": "truing-reward-model",
+        "ranked-reward-model": "truing-reward-model",
         "grpo": "truing-grpo",
         "gdpo": "truing-gdpo",
         "ppo": "truing-ppo",

@@ -22,6 +22,7 @@ NEED_FIELDS: Mapping[Needs, tuple[str, ...]] = {
     Needs.VALUES: ("token_values",),
     Needs.SCORES: ("scores",),
     Needs.REWARDS: ("rewards",),
+    Needs.NO_LOGPS: (),
 }
 """The fields of LossInputs that each need brings. One that two needs bring is there when both are named."""
 
@@ -49,7 +50,8 @@ def fake_inputs(
     """Return a random batch of a layout with the fields that `needs` names, those of the layout, and no others.
 
     `branches` of each tree default to 2 for PAIRED, 3 for RANKED, 4 for ROLLOUT and else 1; `lengths` of the branches to 2 to 5
-    tokens. The same seed gives the same batch, whatever is needed. Policy fields carry no gradient until the caller asks for one.
+    tokens. The same seed gives the same batch, whatever is needed, but for token_logps, which NO_LOGPS makes NaN. Policy fields
+    carry no gradient until the caller asks for one.
     """
     generator = torch.Generator().manual_seed(seed)
     per_tree = branches or DEFAULT_BRANCHES[layout]
@@ -58,6 +60,8 @@ def fake_inputs(
     counts = drawn if lengths is None else torch.tensor(lengths)
     assert len(counts) == num_branches, f"{len(counts)} lengths for {num_branches} branches"
     made = _fields(layout, counts, torch.arange(trees).repeat_interleave(per_tree), num_rewards, generator)
+    if Needs.NO_LOGPS in needs:
+        made["token_logps"] = torch.full_like(made["token_logps"], torch.nan)
     absent = {field for need, fields in NEED_FIELDS.items() if need not in needs for field in fields}
     fields: dict[str, Any] = {
         key: None if key in absent else value.to(dtype) if value.is_floating_point() else value for key, value in made.items()

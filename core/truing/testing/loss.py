@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 from truing.errors import PluginError
-from truing.loss import POLICY_FIELDS, Layout, Loss, LossInputs, LossOutput, Needs, Term, prompt_tokens_of
+from truing.loss import POLICY_FIELDS, Layout, Loss, LossInputs, LossOutput, Needs, Term, check_needs, prompt_tokens_of
 from truing.testing.advantages import check_advantages, with_advantages
 from truing.testing.calculation import Calculation, close, same_value
 from truing.testing.inputs import fake_inputs, take_trees
@@ -38,7 +38,7 @@ def check_loss(loss: Loss | type[Loss], *, gradcheck: bool = True, group_relativ
         make=lambda needs: _batch(method, needs),
         call=lambda inputs: _sums(method, inputs),
     )
-    _check_prompt_tokens(method)
+    _check_contradictions(method)
     if method.layout is Layout.ROLLOUT:
         check_advantages(method, _state(method), group_relative=group_relative)
     calculation.check()
@@ -90,8 +90,9 @@ def _sums(loss: Any, inputs: LossInputs) -> dict[str, Tensor]:
     return {title: term.weight * term.values.detach().sum() for title, term in _named(_call(loss, inputs)).items()}
 
 
-def _check_prompt_tokens(loss: Any) -> None:
+def _check_contradictions(loss: Any) -> None:
     try:
+        check_needs(loss)
         prompt_tokens_of(loss)
     except PluginError as error:
         raise AssertionError(str(error)) from error
@@ -122,7 +123,10 @@ def _check_terms(loss: Any, inputs: LossInputs) -> None:
                 f"{title} is per {term.per!r} and must have shape [{sizes[term.per][0]}] here, got {list(term.values.shape)}; "
                 "return values as they are, and core sums and divides"
             )
-        assert term.values.isfinite().all(), f"{title} is not finite on an ordinary batch: {term.values.tolist()}"
+        hint = " (`needs` names Needs.NO_LOGPS, so token_logps are NaN: drop it, or do not read them)" * (
+            Needs.NO_LOGPS in loss.needs
+        )
+        assert term.values.isfinite().all(), f"{title} is not finite on an ordinary batch{hint}: {term.values.tolist()}"
 
 
 def _with_prompts(tokens: int, prompt_tokens: int) -> list[int]:
@@ -130,7 +134,8 @@ def _with_prompts(tokens: int, prompt_tokens: int) -> list[int]:
 
 
 def _check_gradient(loss: Any, inputs: LossInputs, *, gradcheck: bool) -> None:
-    fields = [field for field in POLICY_FIELDS if getattr(inputs, field) is not None]
+    given = [field for field in POLICY_FIELDS if getattr(inputs, field) is not None]
+    fields = [field for field in given if field != "token_logps" or Needs.NO_LOGPS not in loss.needs]
     leaves = [getattr(inputs, field).detach().clone().requires_grad_() for field in fields]
 
     def total(*values: Tensor) -> Tensor:

@@ -20,12 +20,14 @@ def check_reward(
     completions: Sequence[Completion] | None = None,
     *,
     order_matters: bool = False,
+    tolerance: float = 0.0,
 ) -> None:
     """Check that a reward gives one finite number, or None, for each completion, whatever comes with it in the call.
 
     `reward` is a class, taken with its default settings, an instance, or a plain function. Give `completions` if it reads columns
-    or a certain form of text. Pass `order_matters=True` for a reward that compares the completions of a call. Raises AssertionError
-    that says which promise is broken and what to do.
+    or a certain form of text. Pass `order_matters=True` for a reward that compares the completions of a call, and
+    `tolerance` for one that a model computes, whose last digits depend on what is computed together. Raises AssertionError that
+    says which promise is broken and what to do.
     """
     is_plugin = isinstance(getattr(reward, "name", None), str)
     settings = as_settings("reward", reward) if is_plugin else as_reward(reward)
@@ -38,7 +40,7 @@ def check_reward(
         )
         assert _score(live, []) == []
         if not order_matters:
-            _check_alone(live, given, scores)
+            _check_alone(live, given, scores, tolerance)
 
 
 def _score(reward: Reward, completions: Sequence[Completion]) -> list[float | None]:
@@ -51,15 +53,20 @@ def _score(reward: Reward, completions: Sequence[Completion]) -> list[float | No
         raise AssertionError(f"reward {reward.name!r} failed{hint}. {type(error).__name__}: {error}") from error
 
 
-def _check_alone(reward: Reward, completions: Sequence[Completion], scores: Sequence[float | None]) -> None:
+def _check_alone(reward: Reward, completions: Sequence[Completion], scores: Sequence[float | None], tolerance: float) -> None:
     hint = "a score must depend on its own completion alone. Pass order_matters=True if it compares those of a call on purpose"
-    assert _score(reward, completions[::-1]) == scores[::-1], (
+    assert _same(_score(reward, completions[::-1]), scores[::-1], tolerance), (
         f"reward {reward.name!r} gives other scores when the completions come in another order; {hint}"
     )
     for index, completion in enumerate(completions):
-        assert _score(reward, [completion]) == [scores[index]], (
+        assert _same(_score(reward, [completion]), [scores[index]], tolerance), (
             f"reward {reward.name!r} gives completion {index} another score when it comes alone; {hint}"
         )
+
+
+def _same(found: Sequence[float | None], expected: Sequence[float | None], tolerance: float) -> bool:
+    pairs = zip(found, expected, strict=True)
+    return all(one == other if one is None or other is None else abs(one - other) <= tolerance for one, other in pairs)
 
 
 @contextmanager

@@ -13,15 +13,16 @@ from torch.nn.utils import get_total_norm
 from truing.errors import TruingError
 from truing.train.run import Run
 
-LOSS, LOGPS, REFERENCE, GRADIENT, OPTIMIZER, SPIKE = (
+LOSS, LOGPS, SCORES, REFERENCE, GRADIENT, OPTIMIZER, SPIKE = (
     "loss",
     "log-probabilities",
+    "scores",
     "reference's log-probabilities",
     "gradient",
     "optimiser's state",
     "spike",
 )
-CHECKED = (LOSS, LOGPS, REFERENCE, GRADIENT, OPTIMIZER)
+CHECKED = (LOSS, LOGPS, SCORES, REFERENCE, GRADIENT, OPTIMIZER)
 """What must be finite for a step to change the weights."""
 REMEMBERED = 100
 """Gradient norms of good steps that a spike is measured against."""

@@ -11,11 +11,13 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from truing.config import TrainConfig, dump_config
 from truing.model.attention import use_own_attention
 from truing.model.loading import disable_checkpointing
 from truing.model.reference import Following
+from truing.model.score_head import write_score_head
 from truing.train.card import model_card
 from truing.train.console import Reporter
 from truing.train.given import Given
@@ -129,9 +131,9 @@ def _finish(run: Run) -> None:
     if run.trainer.gradient_checkpointing:
         disable_checkpointing(run.policy.causal_lm)
     state.optimizer = state.scheduler = state.scaler = None
-    weights = _whole_weights(run)
+    weights, head = _whole_weights(run), _whole_score_head(run)
     if run.accelerator.is_main_process:
-        run.run_dir.replace_model(lambda folder: _write_model(run, folder, weights))
+        run.run_dir.replace_model(lambda folder: _write_model(run, folder, weights, head))
     run.accelerator.wait_for_everyone()
     end_trackers(run)
     run.reporter.measured(f"done: {state.step} steps, ", state.metrics)
@@ -151,8 +153,18 @@ def _whole_weights(run: Run) -> dict[str, Tensor] | None:
     return weights
 
 
-def _write_model(run: Run, folder: Path, weights: dict[str, Tensor] | None) -> None:
+def _whole_score_head(run: Run) -> Tensor | None:
+    head = run.state.score_head
+    if head is None:
+        return None
+    weight = head.eval().weight.detach()
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _write_model(run: Run, folder: Path, weights: dict[str, Tensor] | None, head: Tensor | None) -> None:
     state = run.state
     state.model.save_pretrained(str(folder), state_dict=weights)
+    if head is not None:
+        write_score_head(head, folder)
     state.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(run.config, state))

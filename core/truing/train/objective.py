@@ -17,7 +17,7 @@ from truing.model.policy import PolicyOutput, loss_inputs
 from truing.model.reference import Reference
 from truing.reduce import StepCounts, add_shares, reduce_output
 from truing.train.gather import differentiable, gather_inputs
-from truing.train.guard import LOGPS, LOSS, REFERENCE
+from truing.train.guard import LOGPS, LOSS, REFERENCE, SCORES
 from truing.train.micro_batches import MicroBatch
 from truing.train.run import Run
 from truing.train.state import random_state, restore_random_state
@@ -72,7 +72,7 @@ class LossObjective:
         inputs = self.inputs(part, output)
         result, loss, shares = _call(self.run, inputs, self.counts, len(part.batch.trees))
         add_shares(self.shares, shares)
-        add_finite(self.finite, _finite(inputs, loss))
+        add_finite(self.finite, _finite(self.run, inputs, loss))
         self.state = _state_of(self.run, result)
         # a part may have nothing that the loss learns from, and ranks must all the same go through the backward together
         return loss if loss.requires_grad else loss + _zero(output)
@@ -103,6 +103,7 @@ class KnownGradients:
         products = [
             (gradient[cut.get(name, part.tokens)].to(found[name].dtype) * found[name]).sum()
             for name, gradient in self.gradients.items()
+            if name in found  # NaN in place of log-probabilities, which a loss reads that said it would not, are of no forward
         ]
         return torch.stack(products).sum() if products else _zero(output)
 
@@ -145,7 +146,7 @@ def examine(run: Run, tree: PromptTree) -> tuple[dict[str, bool], float | None]:
     output, batch = _forward(run, objective, MicroBatch([tree]))
     if run.sees_whole_step:
         inputs = objective.inputs(batch.whole(), output)
-        return {word: bool(flag) for word, flag in _finite(inputs).items()}, None
+        return {word: bool(flag) for word, flag in _finite(run, inputs).items()}, None
     loss = float(objective(batch.whole(), output))
     return {word: bool(flag) for word, flag in objective.finite.items()}, loss
 
@@ -169,7 +170,7 @@ def _differentiate_whole_step(run: Run, micro_batches: Sequence[MicroBatch], cou
         none = _on_first_rank(run, shares, nothing=True)
         objectives.append(KnownGradients(gradients=mine, needs=needs, random=random, shares=none))
     objectives[0].shares = _on_first_rank(run, shares)
-    objectives[0].finite = _finite(inputs, loss)
+    objectives[0].finite = _finite(run, inputs, loss)
     objectives[-1].state = _state_of(run, output)
     return objectives
 
@@ -221,10 +222,11 @@ def add_finite(total: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
         total[word] = total[word] & flag if word in total else flag
 
 
-def _finite(inputs: LossInputs, loss: Tensor | None = None) -> dict[str, Tensor]:
+def _finite(run: Run, inputs: LossInputs, loss: Tensor | None = None) -> dict[str, Tensor]:
     seen = (
         (LOSS, loss),
-        (LOGPS, inputs.token_logps),
+        (LOGPS, None if Needs.NO_LOGPS in run.needs else inputs.token_logps),
+        (SCORES, inputs.scores),
         (LOGPS, inputs.mismatched_token_logps),
         (REFERENCE, inputs.reference_token_logps),
         (REFERENCE, inputs.mismatched_reference_token_logps),

@@ -11,7 +11,7 @@ from peft import PeftModel
 from truing.config import TrainConfig
 from truing.data.load import check_source
 from truing.errors import ConfigError, PluginError, SetupError
-from truing.loss import Layout, Needs
+from truing.loss import Layout, Needs, check_needs
 from truing.model.policy import OFFERED
 from truing.train.given import Given
 
@@ -31,6 +31,7 @@ def _check_method(config: TrainConfig) -> None:
     method = config.method
     if method.layout is Layout.ROLLOUT:
         raise PluginError(f"method {method.name!r} samples its completions; this version of truing trains on collected data only")
+    check_needs(method)
     missing = method.needs & ~OFFERED
     if missing:
         names = ", ".join(str(need.name) for need in missing)

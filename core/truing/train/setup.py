@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truing.config import DataConfig, TrainConfig
@@ -28,6 +29,7 @@ from truing.model.memory import token_budget
 from truing.model.policy import Policy
 from truing.model.probe import ForwardChoice, choose_forward, probed_trees
 from truing.model.reference import Following, Reference
+from truing.model.score_head import find_score_head, freeze_unread, new_score_head, read_score_head
 from truing.registry import Registry
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
@@ -72,22 +74,19 @@ def set_up(
     _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
     config = _with_formats(config, given, reporter)
-    tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
-    model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
-    data = data or _read_data(config, given, tokenizer, model)
-    reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
-    policy, second = _policy_and_second(config, model, data, accelerator, reporter)
+    tokenizer, model, data = _load(config, given, data, reporter)
+    policy, second = _policy_and_second(config, given, model, data, accelerator, reporter)
     choice, budget = _choose_forward(config, (policy, second), data.trees, accelerator, reporter)
-    _warn_of_half_precision(policy, reporter)
     order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)
     state = TrainState(
-        model=policy.model, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget, loss_state=_initial_state(config)
+        model=policy.model, score_head=policy.score_head, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget
     )
+    state.loss_state = _initial_state(config)
     state.scheduler, state.scaler = make_schedule(optimizer, config.trainer, total_steps), accelerator.scaler
     other = second.model if second is not None and is_other_model(config) else None
-    identity = run_identity(config, policy.model, order, data.trees.fingerprint, reference=other)
+    identity = run_identity(config, policy, order, data.trees.fingerprint, reference=other)
     wrapped, state.optimizer = accelerator.prepare(policy, optimizer)
     reference = make_reference(config, policy, wrapped, second)
     if accelerator.is_main_process:
@@ -151,6 +150,15 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     )
 
 
+def _load(config: TrainConfig, given: Given, data: Data | None, reporter: Reporter) -> tuple[PreTrainedTokenizerBase, Model, Data]:
+    """Return tokenizer, model and data, where they are not there already, and say what became of the rows."""
+    tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
+    model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
+    data = data or _read_data(config, given, tokenizer, model)
+    reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
+    return tokenizer, model, data
+
+
 def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizerBase, model: Model) -> Data:
     def read(sources: Sequence[DataConfig], rows: Rows | None) -> tuple[Any, Any]:
         shared: dict[str, Any] = {
@@ -178,17 +186,19 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
 
 
 def _policy_and_second(
-    config: TrainConfig, model: Model, data: Data, accelerator: Accelerator, reporter: Reporter
+    config: TrainConfig, given: Given, model: Model, data: Data, accelerator: Accelerator, reporter: Reporter
 ) -> tuple[Policy, Policy | None]:
     """Return the policy, and the second model that the reference is, where it is one."""
-    policy, copied = _policy_and_copy(config, model, accelerator.device)
+    policy, copied = _policy_and_copy(config, given, model, accelerator.device, reporter)
     _check_vocabulary(data, policy)
     if is_other_model(config):
         return policy, load_other_model(config, policy, data.trees, accelerator, reporter)
     return policy, copied
 
 
-def _policy_and_copy(config: TrainConfig, model: Model, device: torch.device) -> tuple[Policy, Policy | None]:
+def _policy_and_copy(
+    config: TrainConfig, given: Given, model: Model, device: torch.device, reporter: Reporter
+) -> tuple[Policy, Policy | None]:
     """Return the policy, and a frozen copy of the weights that it starts from where the reference needs one.
 
     The copy has the policy's own type, so that at the first step both give the same numbers.
@@ -206,7 +216,23 @@ def _policy_and_copy(config: TrainConfig, model: Model, device: torch.device) ->
         raise ModelError("no weight of the model trains (requires_grad is False for all); load a PeftModel with is_trainable=True")
     if config.trainer.gradient_checkpointing:
         enable_checkpointing(model)
-    return Policy(model, "padded").train().to(device), start
+    policy = Policy(model, "padded")
+    if Needs.NO_LOGPS in config.method.needs:
+        freeze_unread(policy.causal_lm)
+    if Needs.SCORES in config.method.needs:
+        policy.score_head = _score_head(config, given, policy, reporter)
+    _warn_of_half_precision(policy, reporter)
+    return policy.train().to(device), start
+
+
+def _score_head(config: TrainConfig, given: Given, policy: Policy, reporter: Reporter) -> nn.Linear:
+    dtype = next(weight.dtype for weight in policy.parameters() if weight.requires_grad)
+    found = find_score_head(config.model, config.base_dir) if given.model is None else None
+    if found is not None:
+        reporter.say(f"score head: that of {found}")
+        return read_score_head(found, policy.causal_lm, dtype)
+    reporter.say("score head: a new one")
+    return new_score_head(policy.causal_lm, dtype, config.trainer.seed)
 
 
 def _warn_of_half_precision(policy: Policy, reporter: Reporter) -> None:
@@ -229,9 +255,13 @@ def _choose_forward(
     if second is not None and not is_other_model(config):
         second.adopt_forward(policy)
     shorter = min(probed, key=lambda tree: tree.num_tokens)
-    batch = collate([shorter], policy.layout).to(policy.causal_lm.device)
+    needs = config.method.needs
+    batch = collate([shorter], policy.layout, with_ends=Needs.SCORES in needs).to(policy.causal_lm.device)
     # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
-    budget = config.trainer.max_tokens_per_batch or min(gather_object([token_budget(policy, batch)]))
+    whole_steps = getattr(config.method, "scope", "example") == "step"
+    budget = config.trainer.max_tokens_per_batch or min(
+        gather_object([token_budget(policy, batch, needs, whole_steps=whole_steps)])
+    )
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget
 

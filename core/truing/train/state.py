@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -34,6 +34,8 @@ class TrainState:
     # what a notebook shows of a state fits on its screen: no module, token table or history in full
     model: PreTrainedModel | PeftModel = attrs.field(repr=_kind)
     """The policy; trained, and in evaluation mode, when the run is done."""
+    score_head: nn.Linear | None = attrs.field(default=None, repr=_kind)
+    """What scores completions, [1, H], trained with the policy; None where the method reads no scores."""
     tokenizer: PreTrainedTokenizerBase = attrs.field(repr=_kind)
     """As the run used it."""
     output_dir: Path
@@ -127,7 +129,8 @@ class TrainState:
         scheduler._last_lr = rates
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+        head = () if self.score_head is None else self.score_head.named_parameters("score_head")
+        return [(name, weight) for name, weight in (*self.model.named_parameters(), *head) if weight.requires_grad]
 
     def _moments(self, tensors: Mapping[str, Tensor]) -> dict[torch.nn.Parameter, dict[str, Tensor]]:
         """Return the optimiser's state by weight. Raises DamagedError for one that it cannot have."""
