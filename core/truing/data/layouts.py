@@ -84,7 +84,9 @@ def _shared_prefix(trees: Sequence[PromptTree], inputs: Inputs) -> Placement:
     prompt_starts = [span.prompt[0] for span, tree in zip(spans, trees, strict=True) for _ in tree.branches]
     starts, later_starts = (iter([start for span in some for start, _ in span.branches]) for some in (spans, later_spans))
     branch_starts = [
-        next(starts) if branch.role != MISMATCHED else len(row.ids) + next(later_starts) for tree in trees for branch in tree.branches
+        next(starts) if branch.role != MISMATCHED else len(row.ids) + next(later_starts)
+        for tree in trees
+        for branch in tree.branches
     ]
     return Placement(
         row.model_inputs(RowLayout(tuple(spans))),

@@ -111,7 +111,9 @@ def _over_kept(query: Tensor, key: Tensor, value: Tensor, layout: LaterRow, kept
     for tree in layout.trees:
         prompt = slice(*tree.prompt)
         for own in (slice(start, stop) for start, stop in tree.branches if start < stop):
-            k, v = (torch.cat((before[:, :, prompt], now[:, :, own]), dim=2) for before, now in zip(kept, (key, value), strict=True))
+            k, v = (
+                torch.cat((before[:, :, prompt], now[:, :, own]), dim=2) for before, now in zip(kept, (key, value), strict=True)
+            )
             pieces.append(_attend(query[:, :, own], k, v, None, rules))
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous()
 

@@ -15,7 +15,7 @@ from truing.model.loading import is_checkpointing
 from truing.model.policy import Policy
 
 MOST_TOKENS = {"cpu": 4096}
-"""By device, beyond what a larger forward gains nothing from: unless the loss sees whole steps, which in parts are computed twice."""
+"""By device, beyond what a larger forward gains nothing from, unless the loss sees whole steps: parts are computed twice."""
 MOST_TOKENS_ELSEWHERE = 65_536
 LEAST_TOKENS = 512
 SHARE = 0.7

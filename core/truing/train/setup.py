@@ -231,9 +231,8 @@ def _choose_forward(
     shorter = min(probed, key=lambda tree: tree.num_tokens)
     batch = collate([shorter], policy.layout).to(policy.causal_lm.device)
     # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
-    budget = config.trainer.max_tokens_per_batch or min(
-        gather_object([token_budget(policy, batch, whole_steps=getattr(config.method, "scope", "example") == "step")])
-    )
+    whole_steps = getattr(config.method, "scope", "example") == "step"
+    budget = config.trainer.max_tokens_per_batch or min(gather_object([token_budget(policy, batch, whole_steps=whole_steps)]))
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget
 
