@@ -6,6 +6,7 @@ import json
 import runpy
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 import pytest
@@ -17,7 +18,9 @@ from tests.end_to_end.steps import make_run, on_ranks, prepare_folder, step
 from tests.end_to_end.test_invariance import require_same
 from tests.end_to_end.test_resume import history, trained
 from tests.end_to_end.test_skipped_steps import poison
+from truing import Layout, Loss, LossOutput, Needs, Term
 from truing.cli import main
+from truing.errors import PluginError
 from truing.train.step import evaluate
 
 EXAMPLE = Path(__file__).parents[2] / "examples/kto"
@@ -122,8 +125,9 @@ def test_resume_is_bitwise(tmp_path):
 
 def test_rows_of_pairs_are_two_samples_each(tmp_path):
     config = write_config(tmp_path, num_epochs=4, learning_rate=3e-3)
-    done = truing("train", config, "method=kto", "method.beta=0.5")
+    done = truing("train", config, "method=kto", "method.beta=0.5", "data.format=null")
     assert done.exit_code == 0, done.output
+    assert "format: preference, chosen by the columns 'prompt', 'chosen', 'rejected' of data" in done.output
     assert "24 rows read as 48 samples, 48 kept" in done.output
     margins = [line["rewards/margins"] for line in history(tmp_path / "run") if "rewards/margins" in line]
     assert margins[-1] > margins[0] + 0.5
@@ -176,6 +180,26 @@ def test_data_of_one_prompt_is_refused(tmp_path):
     assert done.exit_code == 2
     assert "all samples (6) have the same prompt" in done.output
     assert truing("train", config, "method.loss_type=apo_zero_unpaired").exit_code == 0
+
+
+@attrs.frozen(kw_only=True)
+class PairsWithOthers(Loss):
+    """Asks for what pairs do not have."""
+
+    name: ClassVar[str] = "pairs-with-others"
+    layout: ClassVar[Layout] = Layout.PAIRED
+    needs: ClassVar[Needs] = Needs.MISMATCHED_LOGPS
+
+    def __call__(self, inputs):
+        return LossOutput(terms=[Term(inputs.logps, "sequence")])
+
+
+def test_mismatched_completions_are_for_labelled_ones(tmp_path):
+    prepare_folder(tmp_path)
+    with pytest.raises(
+        PluginError, match="needs MISMATCHED_LOGPS, which exist for Layout.LABELED, and its layout is Layout.PAIRED"
+    ):
+        make_run(tmp_path, "run", method=PairsWithOthers())
 
 
 def test_replay_blames_a_sample_for_its_mismatched_completion_too(tmp_path):

@@ -77,7 +77,7 @@ def _method(cls: type[Loss], package: str) -> Method:
         data=ROWS[cls.layout],
         models=models,
         memory=memory,
-        definition=_ARXIV.sub("", text.partition("\n")[0]).replace(", )", ")"),
+        definition=_ARXIV.sub("", text.partition("\n")[0]).replace(", )", ")").replace(" ()", ""),
         papers=tuple(dict.fromkeys(_ARXIV.findall(text))),
     )
 

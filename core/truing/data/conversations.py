@@ -113,7 +113,7 @@ class ConversationPair(ConversationBase):
             )
         chosen, notes = self._read_answer(row, self.field_chosen, prompt)
         rejected, more = self._read_answer(row, self.field_rejected, prompt)
-        col.check_differ((chosen,), (rejected,))
+        col.check_differ((chosen,), (rejected,), (self.field_chosen, self.field_rejected))
         return self.example(
             row,
             prompt,

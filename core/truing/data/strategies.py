@@ -73,6 +73,11 @@ class PreferenceLabels(DatasetStrategy):
     name: ClassVar[str] = "preference"
     layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.LABELED})
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is a pair of this format."""
+        return is_pair(row)
+
     def parse(self, row: Mapping[str, Any]) -> tuple[Example, Example]:
         """Return chosen and rejected, each with its label."""
         pair = attrs.evolve(Preference().parse(row), margin=None)

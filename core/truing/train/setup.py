@@ -72,10 +72,7 @@ def set_up(
     _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
     config = _with_formats(config, given, reporter)
-    tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
-    model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
-    data = data or _read_data(config, given, tokenizer, model)
-    reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
+    tokenizer, model, data = _load(config, given, data, reporter)
     policy, second = _policy_and_second(config, model, data, accelerator, reporter)
     choice, budget = _choose_forward(config, (policy, second), data.trees, accelerator, reporter)
     _warn_of_half_precision(policy, reporter)
@@ -149,6 +146,15 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         # ranks may make different numbers of forwards in a step, and a broadcast of buffers in each would hang them
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def _load(config: TrainConfig, given: Given, data: Data | None, reporter: Reporter) -> tuple[PreTrainedTokenizerBase, Model, Data]:
+    """Return tokenizer, model and data, where they are not there already, and say what became of the rows."""
+    tokenizer = given.tokenizer or load_tokenizer(config.model, config.base_dir)
+    model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
+    data = data or _read_data(config, given, tokenizer, model)
+    reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
+    return tokenizer, model, data
 
 
 def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizerBase, model: Model) -> Data:

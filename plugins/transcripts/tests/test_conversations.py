@@ -124,7 +124,7 @@ REFUSED = [
         "the row has 'rejected_response' and 'rejected_messages'; it needs one",
     ),
     (SwiftPair, {**SWIFT, "messages": [USER]}, "the last message of column 'messages' must be the assistant's, got role 'user'"),
-    (SwiftPair, {**SWIFT, "rejected_response": "a"}, "chosen equals rejected"),
+    (SwiftPair, {**SWIFT, "rejected_response": "a"}, "messages equals rejected_response"),
     (SwiftPair, {**SWIFT, "rejected_response": " "}, "column 'rejected_response' is empty"),
     (SwiftPair, {**SWIFT, "rejected_response": 3}, "column 'rejected_response' must be a list of messages, got int 3"),
     (
