@@ -65,7 +65,7 @@ def learn(method: str, seed: int, folder: Path) -> Curve:
     )
     with contextlib.redirect_stdout(io.StringIO()):
         state = truing.align(config=config)
-    evaluated = [line for line in state.history if any(name in line for name in MEASURES)]
+    evaluated = [line for line in state.history if any(name in line for name in MEASURES)]  # none of KTO, which compares no pairs
     accuracies = tuple(next(line[name] for name in MEASURES if name in line) for line in evaluated)
     return Curve(method, seed, tuple(int(line["step"]) for line in evaluated), accuracies, _preference(method, state))
 
@@ -98,7 +98,7 @@ def plot(curves: Sequence[Curve]) -> str:
         (x, y), end = point(0, tick).split(","), point(1, tick).split(",")[0]
         lines.append(f'<line x1="{x}" y1="{y}" x2="{end}" y2="{y}" stroke="#ddd"/>')
         lines.append(f'<text x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
-    for curve in curves:
+    for curve in filter(lambda curve: curve.steps, curves):
         colour = colours[methods.index(curve.method) % len(colours)]
         points = " ".join(point(step / curve.steps[-1], max(0.4, a)) for step, a in zip(curve.steps, curve.accuracies, strict=True))
         lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')

@@ -38,10 +38,12 @@ def test_measuring_leaves_the_mode_as_it_was():
     assert trained.training and trained.causal_lm.training
 
 
-@pytest.mark.parametrize(("free", "budget"), [(10**12, 4096), (0, 512)])
-def test_the_budget_has_bounds(monkeypatch, free, budget):
+@pytest.mark.parametrize(
+    ("free", "whole_steps", "budget"), [(10**12, False, 4096), (10**12, True, 65_536), (0, False, 512), (0, True, 512)]
+)
+def test_the_budget_has_bounds(monkeypatch, free, whole_steps, budget):
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    assert token_budget(policy(), BATCH) == budget
+    assert token_budget(policy(), BATCH, whole_steps=whole_steps) == budget
 
 
 def test_the_budget_is_what_fits(monkeypatch):

@@ -88,7 +88,7 @@ def test_the_message_has_the_columns_and_the_formats() -> None:
     assert str(failure.value) == (
         "eval_data.format is not set, and no format knows the columns 'question', 'chosen', 'rejected' for sure; set it to one of "
         "those for paired data (passthrough, preference), or to a function of yours, file.function; `truing explain data.format` "
-        "says what each reads"
+        "says what each reads. The plainest is preference: Columns prompt, chosen and rejected, as text or as messages."
     )
 
 
@@ -175,7 +175,7 @@ def test_rows_in_memory_are_looked_at_instead(tmp_path: Path) -> None:
     assert with_formats(config, lambda: CORE, rows=[PAIR])[0].data[0].format_name == "preference"
 
 
-@pytest.mark.parametrize(("rows", "message"), [("", "rows.jsonl has no row that can be read"), ("{x\n", r"rows.jsonl:1: ")])
+@pytest.mark.parametrize(("rows", "message"), [("", "no rows: rows.jsonl has none that can be read"), ("{x\n", r"rows.jsonl:1: ")])
 def test_data_without_a_row_is_an_error(tmp_path: Path, rows: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         with_formats(configured(tmp_path, rows), lambda: CORE)

@@ -10,10 +10,11 @@ from contextlib import closing
 import attrs
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import truing
 from tests.end_to_end.helpers import preferences, save_tiny_model, write_rows
+from tests.end_to_end.test_malicious_checkpoints import reseal
 from truing import ConfigError, ModelError
 from truing.config import build_config
 from truing.model.policy import Policy
@@ -24,6 +25,7 @@ from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.replay import replay
 from truing.train.run_dir import RunDir
+from truing.train.saving import _take_over
 from truing.train.setup import set_up
 from truing.train.step import train_step
 
@@ -115,6 +117,24 @@ def test_a_reference_that_is_damaged_is_named(folder, capsys):
     truing.align(config=config, resume=True)
     output = capsys.readouterr().out
     assert "step-00000006 is damaged: reference.safetensors has" in output and "3 of 6 steps done" in output
+
+
+def test_a_sealed_reference_that_is_another_is_refused_and_changes_nothing(folder):
+    config = make(folder, reference={"sync_steps": 2}, max_steps=2)
+    truing.align(config=config)
+    path = folder / "run/checkpoints/step-00000002"
+    run = begin(attrs.evolve(config, output=attrs.evolve(config.output, dir=folder / "again")))
+    before = {**run.state.weights(), **run.reference.tensors()}
+    before = {name: weight.clone() for name, weight in before.items()}
+    found = load_file(path / "reference.safetensors")
+    name, weight = next(iter(found.items()))
+    for changed, says in ((found | {name: weight[:1]}, " is "), ({"other": weight}, " lacks ")):
+        save_file({key: value.contiguous() for key, value in changed.items()}, path / "reference.safetensors")
+        reseal(path)
+        problem = _take_over(run, path)
+        assert problem.startswith("reference") and says in problem
+    after = {**run.state.weights(), **run.reference.tensors()}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_the_second_adapter_is_no_part_of_the_model(folder):

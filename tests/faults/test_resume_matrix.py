@@ -19,6 +19,7 @@ STOPS = {"in the middle of an epoch": (4, None), "at the end of an epoch": (6, N
 """Steps done when the run is stopped, and where its trees come from. Six steps are an epoch, and three empty a buffer."""
 REFERENCES = {
     "live reference": ((), False),
+    "reference that follows": (("model.reference={sync_steps: 3}",), False),
     "precomputed reference": (("model.precompute_reference=true",), False),
     "precomputed reference, its file deleted": (("model.precompute_reference=true",), True),
 }
@@ -27,6 +28,7 @@ ALL = list(itertools.product(ADAPTERS, ACCUMULATION, STOPS, REFERENCES, BACKGROU
 SAMPLE = [
     ("full", "accumulation 1", "in the middle of an epoch", "live reference", "saved in the background"),
     ("full", "accumulation 1", "in the middle of a buffer", "live reference", "saved in the background"),
+    ("lora", "accumulation 1", "in the middle of an epoch", "reference that follows", "saved in the background"),
     ("lora", "accumulation 4", "at the end of an epoch", "precomputed reference, its file deleted", "saved in the foreground"),
 ]
 

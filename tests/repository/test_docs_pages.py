@@ -85,7 +85,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "learning_rate" in configuration and "label_smoothing" in configuration and "on_bad_row" in configuration
     hooks = (tmp_path / "reference" / "hooks.html").read_text()
     assert "register_loss" in hooks and "Hinge" in hooks
-    choices = (tmp_path / "how-to" / "choose-a-method.html").read_text()
+    choices = html.unescape((tmp_path / "how-to" / "choose-a-method.html").read_text())
     methods = json.loads(CliRunner().invoke(main, ["methods", "--json"]).stdout)
-    assert len(methods) > 3 and all(html.escape(method["definition"].partition("`")[0]) in choices for method in methods)
+    assert len(methods) > 3 and all(method["definition"].partition("`")[0] in choices for method in methods)
     assert "--num-processes" in (tmp_path / "reference" / "command-line.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,15 @@ from truing.loss import Layout
 
 if TYPE_CHECKING:
     from truing.registry import Registry
+
+_PLAINEST = {
+    Layout.PAIRED: "preference",
+    Layout.LABELED: "unpaired",
+    Layout.RANKED: "ranked",
+    Layout.SINGLE: "text",
+    Layout.ROLLOUT: "text",
+}
+"""Core's own format for each layout, which a message may show."""
 
 
 def with_formats(
@@ -61,8 +71,13 @@ def choose_format(row: Mapping[str, Any], layout: Layout, registry: Registry, ke
     names = ", ".join(_families(cls.name for cls in serving)) or "none is installed"
     raise ConfigError(
         f"{key} is not set, and no format knows {columns} for sure; set it to one of those for {layout.value} data ({names}), or "
-        "to a function of yours, file.function; `truing explain data.format` says what each reads"
+        "to a function of yours, file.function; `truing explain data.format` says what each reads. "
+        f"The plainest is {_describe(registry.get('dataset_strategy', _PLAINEST[layout], layout=layout))}"
     )
+
+
+def _describe(cls: Any) -> str:
+    return f"{cls.name}: {(inspect.getdoc(cls) or '').splitlines()[0]}"
 
 
 def _families(names: Iterable[str]) -> list[str]:
@@ -96,7 +111,7 @@ def _first_row(source: DataConfig, base_dir: Path, given: Sequence[Mapping[str, 
             break
     name = "the dataset" if given is not None else describe(source)
     why = f": {problem.where}: {problem.problem}" if problem else ""
-    raise DataError(f"data: {name} has no row that can be read{why}")
+    raise DataError(f"data: no rows: {name} has none that can be read{why}")
 
 
 def _listed(row: Mapping[str, Any]) -> str:
