@@ -43,6 +43,7 @@ def test_each_name_and_layout_is_served_once() -> None:
     assert sorted(served, key=str) == sorted(
         [
             ("preference", Layout.PAIRED),
+            ("preference", Layout.LABELED),
             ("preference", Layout.ROLLOUT),
             ("preference", Layout.SINGLE),
             ("text", Layout.ROLLOUT),
