@@ -115,7 +115,7 @@ class TruingArm:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the policy's parameters by name."""
-        head = getattr(self.run.state, "score_head", None)
+        head = self.run.state.score_head
         return dict(self.model.named_parameters()) | ({} if head is None else {SCORE_HEAD: head.weight})
 
     def prepare(self, batches: Sequence[Sequence[PromptTree]]) -> None:

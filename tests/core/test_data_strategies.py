@@ -43,6 +43,7 @@ def test_each_name_and_layout_is_served_once() -> None:
     assert sorted(served, key=str) == sorted(
         [
             ("preference", Layout.PAIRED),
+            ("preference", Layout.LABELED),
             ("preference", Layout.ROLLOUT),
             ("preference", Layout.SINGLE),
             ("text", Layout.ROLLOUT),
@@ -50,6 +51,7 @@ def test_each_name_and_layout_is_served_once() -> None:
             ("passthrough", Layout.PAIRED),
             ("unpaired", Layout.LABELED),
             ("ranked", Layout.RANKED),
+            ("ranked", Layout.PAIRED),
         ],
         key=str,
     )

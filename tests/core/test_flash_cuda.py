@@ -205,3 +205,13 @@ def test_parts_joined():
     assert over_prompts.segments.key_offsets.tolist() == [0, 3, 8]
     assert (over_prompts.segments.most_queries, over_prompts.segments.most_keys) == (6, 5)
     assert layout.to(CPU) == layout
+
+
+def test_a_prompt_and_its_only_branch_are_one_part():
+    layout = layout_of([(3, [2]), (4, []), (2, [0, 1])])
+    assert [(part.queries, part.keys) for part in layout.parts() if part.own] == [
+        (span, span) for span in (slice(0, 5), slice(5, 9), slice(9, 11), slice(11, 12))
+    ]
+    assert [(part.queries, part.keys) for part in layout.parts() if not part.own] == [(slice(11, 12), slice(9, 11))]
+    single = layout_of([(3, [2]), (4, [1])]).to(CPU)
+    assert len(single.joined) == 1

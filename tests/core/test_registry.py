@@ -228,19 +228,20 @@ def test_an_interrupt_is_not_taken_for_a_broken_plugin(installed):
 def test_a_broken_first_party_plugin_answers_for_all_its_names(installed):
     installed.install("grpo", "import no_such_module_at_all")
     installed.install("chat-template", "import no_such_module_at_all")
-    installed.install("cpo", "raise SystemExit(4)")
+    installed.install("reinforce", "raise SystemExit(4)")
     registry = Registry.load()
-    for kind, name in (("loss", "grpo"), ("loss", "simpo"), ("dataset_strategy", "chat_template.argilla")):
+    for kind, name in (("loss", "grpo"), ("loss", "rloo"), ("dataset_strategy", "chat_template.argilla")):
         with pytest.raises(PluginError, match=rf"'{name}' is not available: .* is broken: cannot be imported"):
             registry.get(kind, name)
 
 
 def test_an_installed_first_party_plugin_without_the_name_is_to_be_upgraded(installed):
-    installed.install("cpo")
+    installed.install("reinforce")
     with pytest.raises(PluginError) as raised:
-        Registry.load().get("loss", "simpo")
+        Registry.load().get("loss", "rloo")
     assert str(raised.value) == (
-        "method 'simpo' is not in plugin 'cpo' (truing-cpo 1.0), which has cpo; try: pip install --upgrade truing-cpo"
+        "method 'rloo' is not in plugin 'reinforce' (truing-reinforce 1.0), which has reinforce; "
+        "try: pip install --upgrade truing-reinforce"
     )
 
 

@@ -111,10 +111,12 @@ class RowLayout:
         return attrs.evolve(self, joined=tuple(parts))
 
     def _pairs(self) -> Iterator[tuple[Span, Span]]:
-        """Yield queries and the keys that they attend to, none of them empty."""
+        """Yield queries and the keys that they attend to, none of them empty; a prompt and its only branch are one sequence."""
         for tree in self.trees:
-            yield from ((own, own) for own in (tree.prompt, *tree.branches) if own[0] < own[1])
-            if tree.prompt[1] < tree.stop:
+            alone = len(tree.branches) < 2
+            spans = [(tree.prompt[0], tree.stop)] if alone else [tree.prompt, *tree.branches]
+            yield from ((own, own) for own in spans if own[0] < own[1])
+            if not alone and tree.prompt[1] < tree.stop:
                 yield (tree.prompt[1], tree.stop), tree.prompt
 
 

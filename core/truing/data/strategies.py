@@ -13,6 +13,7 @@ import attrs
 from truing.data import columns as col
 from truing.data.example import DatasetStrategy, Example, Message, Text
 from truing.data.looks import first_of, has_pair_beside, has_system_beside, is_messages, is_pair
+from truing.data.ranked import Ranked, RankedPairs
 from truing.errors import ConfigError, RowError
 from truing.functions import describe_failure, find_function, load_function
 from truing.loss import Layout
@@ -223,32 +224,6 @@ class Unpaired(DatasetStrategy):
         return Example(prompt=prompt, responses=(completion,), label=label, tools=col.read_tools(row), columns=extra, notes=notes)
 
 
-@attrs.frozen(kw_only=True)
-class Ranked(DatasetStrategy):
-    """Columns prompt and answers, a list of {answer, rank}: the lowest rank is the best, equal ranks are ties."""
-
-    name: ClassVar[str] = "ranked"
-    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.RANKED})
-
-    @classmethod
-    def recognises(cls, row: Mapping[str, Any]) -> bool:
-        """Return whether a row has a prompt and such answers."""
-        return first_of(row, "prompt") is not None and is_messages(row.get("answers"), "answer", "rank")
-
-    def parse(self, row: Mapping[str, Any]) -> Example:
-        """Return the answers, best first, with ranks counted from 0 without gaps."""
-        prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
-        ranked = col.read_answers(row, "answers", prompt)
-        order = sorted({rank for rank, _ in ranked})
-        responses = tuple(response for _, response in ranked)
-        for index, response in enumerate(responses):
-            if response in responses[:index]:
-                raise RowError(f"column 'answers' has the same answer twice: {col.shorten(response)}; keep it once")
-        extra = col.others(row, "prompt", "answers", "tools")
-        ranks = tuple(order.index(rank) for rank, _ in ranked)
-        return Example(prompt=prompt, responses=responses, ranks=ranks, tools=col.read_tools(row), columns=extra)
-
-
 BUILTIN: list[type[DatasetStrategy]] = [
     Preference,
     PreferencePrompt,
@@ -259,6 +234,7 @@ BUILTIN: list[type[DatasetStrategy]] = [
     Passthrough,
     Unpaired,
     Ranked,
+    RankedPairs,
 ]
 """The formats that core registers."""
 

@@ -34,7 +34,7 @@ class TrainState:
     # what a notebook shows of a state fits on its screen: no module, token table or history in full
     model: PreTrainedModel | PeftModel = attrs.field(repr=_kind)
     """The policy; trained, and in evaluation mode, when the run is done."""
-    score_head: nn.Linear | None = attrs.field(default=None, repr=_kind)
+    score_head: nn.Linear | None = attrs.field(default=None, repr=False)
     """What scores completions, [1, H], trained with the policy; None where the method reads no scores."""
     tokenizer: PreTrainedTokenizerBase = attrs.field(repr=_kind)
     """As the run used it."""

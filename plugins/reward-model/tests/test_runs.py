@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import truing
 from truing import Completion, ConfigError, Example, ModelError
 from truing.cli import main
+from truing.model.score_head import new_score_head, write_score_head
 from truing.testing import check_reward, fake_context, tiny_model, tiny_tokenizer
 from truing_reward_model import RewardModel
 from truing_reward_model.export import _set_padding, export
@@ -207,6 +208,25 @@ def test_the_export_gives_the_same_scores_in_padded_batches(request, kind, tmp_p
     assert exported == pytest.approx(
         [line[f"{side}_score"] for line in lines_of(scored) for side in ("chosen", "rejected")], abs=1e-5
     )
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "mistral", "gemma2", "gpt2", "bloom"])
+def test_other_models_are_exported_too(tmp_path, architecture):
+    """Rows of unequal length, and a head that was not trained."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer, architecture=architecture)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_score_head(new_score_head(model, torch.float32, 0).weight, tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "exported")
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported").eval()
+    texts = ["red: yes a<|im_end|>", "red: no of the very many<|im_end|>"]
+    batch = AutoTokenizer.from_pretrained(tmp_path / "exported")(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        found = classifier(**batch).logits.squeeze(-1).tolist()
+    scorer = Scorer.load(tmp_path / "model", torch.device("cpu"))
+    (scores,) = scorer.score(scorer.encode([Example(prompt="red: ", responses=("yes a", "no of the very many"))]))
+    assert abs(scores[0] - scores[1]) > 1e-3 and found == pytest.approx(scores, abs=1e-5)
 
 
 def test_a_pad_token_that_ends_completions_is_replaced(trained, tmp_path):

@@ -54,6 +54,7 @@ def score(model: Path, data: Path, output: Path | None, limit: int | None) -> No
         while batch := list(itertools.islice(rows, ROWS_AT_ONCE)):
             for line in _score_rows(scorer, batch, summary):
                 file.write(json.dumps(line) + "\n")
+            file.flush()
     click.echo("\n".join(summary.lines()), err=True)
     if not summary.scored:
         raise DataError(f"no row of {data} can be scored; the errors above say why")

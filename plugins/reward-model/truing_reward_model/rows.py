@@ -9,7 +9,8 @@ import attrs
 
 from truing import Example, RowError
 from truing.data import columns as col
-from truing.data.strategies import Preference, Ranked
+from truing.data.ranked import Ranked
+from truing.data.strategies import Preference
 
 
 @attrs.frozen(kw_only=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar
 
 import attrs
 
-from truing import ChatFamily, DatasetStrategy, Example, Layout, RowError, Turn, setting
+from truing import ChatFamily, DatasetStrategy, Example, Layout, Turn, setting
 from truing.data import columns as col
+from truing.data.ranked import PAIRS_HELP, Pairs, choose_pairs
 
 ZEPHYR = ChatFamily(
     name="zephyr",
@@ -18,8 +18,6 @@ ZEPHYR = ChatFamily(
     assistant=Turn("<|assistant|>\n", "</s>\n"),
 )
 """What Zephyr writes around turns."""
-Pairs: TypeAlias = Literal["best_next", "best_worst", "all"]
-"""Which answers make a pair."""
 
 
 @attrs.frozen(kw_only=True)
@@ -36,21 +34,13 @@ class Nectar(DatasetStrategy):
     field_answers: str = setting("answers", help="Column of the list of answers with their ranks.")
     field_answer: str = setting("answer", help="Key of an answer's text.")
     field_rank: str = setting("rank", help="Key of an answer's rank.")
-    pairs: Pairs = setting("best_next", help="The best answer and the next, the best and the worst, or every two of unequal rank.")
+    pairs: Pairs = setting("best_next", help=PAIRS_HELP)
 
     def parse(self, row: Mapping[str, Any]) -> Example | Sequence[Example]:
         """Return the pair, or all of them. Answers of equal rank make no pair. Raises RowError where none is left."""
         prompt = self._write_prompt(row)
         answers = col.read_answers(row, self.field_answers, prompt, keys=(self.field_answer, self.field_rank))
-        unequal = [(good, bad) for (best, good), (worst, bad) in itertools.combinations(answers, 2) if best < worst]
-        if not unequal:
-            raise RowError(
-                f"column {self.field_answers!r} has answers of one rank only ({answers[0][0]:g}), so that none is preferred"
-            )
-        chosen = {"best_next": unequal[:1], "best_worst": [(answers[0][1], answers[-1][1])], "all": unequal}[self.pairs]
-        same = next((good for good, bad in chosen if good == bad), None)
-        if same is not None:
-            raise RowError(f"column {self.field_answers!r} has the same answer with two ranks: {col.shorten(same)}")
+        chosen = choose_pairs(answers, self.pairs, self.field_answers)
         extra = col.others(row, self.field_prompt, self.field_answers)
         examples = tuple(Example(prompt=prompt, responses=pair, columns=extra) for pair in chosen)
         return examples if self.pairs == "all" else examples[0]
