@@ -87,7 +87,7 @@ def test_the_message_has_the_columns_and_the_formats() -> None:
         choose_format({"question": "q", "chosen": "a", "rejected": "b"}, Layout.PAIRED, CORE, "eval_data.format")
     assert str(failure.value) == (
         "eval_data.format is not set, and no format knows the columns 'question', 'chosen', 'rejected' for sure; set it to one of "
-        "those for paired data (passthrough, preference), or to a function of yours, file.function; `truing explain data.format` "
+        "those for paired data (passthrough, preference, ranked), or to a function of yours, file.function; `truing explain data.format` "
         "says what each reads. The plainest is preference: Columns prompt, chosen and rejected, as text or as messages."
     )
 
