@@ -10,6 +10,7 @@ from truing.data import column
 from truing.data.column import Column
 from truing.data.dataset import TreeDataset
 from truing.data.tree import Branch, PromptTree
+from truing.errors import SetupError
 from truing.loss import Layout
 
 
@@ -58,5 +59,5 @@ def test_where_the_disk_takes_nothing_it_says_so(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRUING_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(column, "MEMORY", 8)
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(SetupError, match="file does not take it .*; set TRUING_CACHE"):
         Column("i").extend(range(100))

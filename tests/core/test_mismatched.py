@@ -85,7 +85,7 @@ def test_what_does_not_fit_behind_the_other_prompt_is_cut_and_counted():
     short = PromptTree(prompt_ids=(4, 5), branches=(Branch(token_ids=tuple(range(10, 15)), loss_mask=(True,) * 5),), sample_id=0)
     long = PromptTree(prompt_ids=(6,) * 6, branches=(Branch(token_ids=(9,), loss_mask=(True,)),), sample_id=1)
     report = DataReport(max_length=8)
-    found = with_mismatched(labelled([short, long]), report, seed=0)
+    found = with_mismatched(labelled([short, long]), report, seed=0, key="data")
     assert [tree.branches[1].token_ids for tree in (found[0], found[1])] == [(9,), (10, 11)]
     assert (report.mismatched_truncated, report.tokens) == (1, 2 + 5 + 1 + 6 + 1 + 2)
     assert "1 mismatched completion cut, to fit max_length 8 behind another prompt" in report.lines()

@@ -32,7 +32,7 @@ ANSWERS = [{"answer": "a", "rank": 0}, {"answer": "b", "rank": 1}]
 
 KNOWN: list[tuple[Layout, dict[str, Any], str]] = [
     (Layout.PAIRED, PAIR, "preference"),
-    (Layout.PAIRED, {**PAIR, "system": None, "source": "web"}, "preference"),
+    (Layout.PAIRED, {**PAIR, "source": "web"}, "preference"),
     (Layout.PAIRED, {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": OTHER[1:]}, "preference"),
     (Layout.PAIRED, {"prompt": None, "chosen": CHAT, "rejected": OTHER}, "preference"),
     (Layout.ROLLOUT, PAIR, "preference"),
@@ -50,6 +50,7 @@ KNOWN: list[tuple[Layout, dict[str, Any], str]] = [
     (Layout.RANKED, {"prompt": CHAT[:1], "answers": ANSWERS}, "ranked"),
 ]
 UNKNOWN: list[tuple[Layout, dict[str, Any]]] = [
+    (Layout.PAIRED, {"system": None, **PAIR}),  # for a later row may have one
     (Layout.PAIRED, {"system": "s", **PAIR}),  # which `preference` would leave out
     (Layout.PAIRED, {"chosen": "a", "rejected": "b"}),
     (Layout.PAIRED, {"question": "q", "chosen": "a", "rejected": "b"}),
@@ -87,8 +88,9 @@ def test_the_message_has_the_columns_and_the_formats() -> None:
         choose_format({"question": "q", "chosen": "a", "rejected": "b"}, Layout.PAIRED, CORE, "eval_data.format")
     assert str(failure.value) == (
         "eval_data.format is not set, and no format knows the columns 'question', 'chosen', 'rejected' for sure; set it to one of "
-        "those for paired data (passthrough, preference), or to a function of yours, file.function; `truing explain data.format` "
-        "says what each reads. The plainest is preference: Columns prompt, chosen and rejected, as text or as messages."
+        "those for paired data (passthrough, preference, ranked), or to a function of yours, file.function; "
+        "`truing explain data.format` says what each reads. The plainest is preference: Columns prompt, chosen and rejected, "
+        "as text or as messages."
     )
 
 

@@ -24,6 +24,8 @@ def disagreements(sections: Mapping[str, Any], registry: Registry) -> Iterator[t
         yield from _data(key, sections.get(key, ()))
     if "trainer" in sections:
         yield from _lengths(sections["trainer"])
+    if "model" in sections:
+        yield from _quantization(sections["model"])
     if "method" in sections:
         yield from _offline(sections, registry)
         if "model" in sections:
@@ -50,6 +52,15 @@ def _lengths(trainer: TrainerConfig) -> Iterator[tuple[KeyPath, str]]:
     if longest is not None and prompt is not None and prompt >= longest:
         message = f"must be below trainer.max_length ({longest}), got {prompt}: no token would be left for the completion"
         yield ("trainer", "max_prompt_length"), message
+
+
+def _quantization(model: ModelConfig) -> Iterator[tuple[KeyPath, str]]:
+    if model.quantization is not None and model.adapter is None:
+        message = (
+            f"is {model.quantization}, which keeps weights in 4 bits that cannot be trained; train an adapter on them "
+            "(model.adapter: {type: lora}), or leave quantization out"
+        )
+        yield ("model", "quantization"), message
 
 
 def _offline(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, str]]:

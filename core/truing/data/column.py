@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truing.data.paths import cache_folder
+from truing.errors import SetupError
 
 MEMORY = 2**26
 """Bytes that a column has in memory before it goes to disk."""
@@ -19,8 +20,8 @@ MEMORY = 2**26
 class Column:
     """Numbers of one type, by `array`'s code for it; what is beyond `MEMORY` lies in a file without a name, which goes with it.
 
-    The system keeps of the file in memory what is in use, so that data may be larger than memory. Raises OSError where the disk,
-    that of `TRUING_CACHE`, is full.
+    The system keeps of the file in memory what is in use, so that data may be larger than memory. Raises SetupError where the disk,
+    that of `TRUING_CACHE`, does not take it.
     """
 
     def __init__(self, code: str, values: Iterable[Any] = ()) -> None:
@@ -44,12 +45,18 @@ class Column:
             self._spill()
 
     def _spill(self) -> None:
-        if self._file is None:
-            folder = cache_folder()
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as the column is
-        self._file.write(self._recent)
-        self._file.flush()
+        folder = cache_folder()
+        try:
+            if self._file is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as the column is
+            self._file.write(self._recent)
+            self._file.flush()
+        except OSError as error:
+            raise SetupError(
+                f"the data is larger than what is kept in memory, and {folder} does not take it ({error.strerror or error}); set "
+                "TRUING_CACHE to a folder with space that can be written"
+            ) from error
         self._written += len(self._recent)
         del self._recent[:]
 

@@ -20,10 +20,10 @@ def is_messages(value: Any, role: str = "role", content: str = "content") -> boo
 def is_pair(row: Mapping[str, Any]) -> bool:
     """Return whether a row is a pair as `preference` reads it: both sides, and a prompt in a column or as what both begin with.
 
-    A row with a system turn in a column of its own is none, for that would be left out.
+    A row with a column for a system turn is none, for that would be left out, in this row or in a later one.
     """
     sides = [row.get(column) for column in ("chosen", "rejected")]
-    if None in sides or row.get("system"):
+    if None in sides or "system" in row:
         return False
     chats = [is_messages(side) for side in sides]
     if row.get("prompt") is not None:
@@ -37,5 +37,5 @@ def has_pair_beside(row: Mapping[str, Any]) -> bool:
 
 
 def has_system_beside(row: Mapping[str, Any]) -> bool:
-    """Return whether a row has a system turn in a column of its own that belongs to no `query`, so that it would be left out."""
-    return bool(row.get("system")) and first_of(row, "prompt", "text", "query") != "query"
+    """Return whether a row has a column for a system turn that belongs to no `query`, so that it would be left out."""
+    return "system" in row and first_of(row, "prompt", "text", "query") != "query"

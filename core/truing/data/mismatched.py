@@ -20,7 +20,7 @@ from truing.errors import DataError
 class Mismatched:
     """Trees of the LABELED layout, each with a second branch: what its partner's first one is, cut to `max_length` in all."""
 
-    def __init__(self, trees: Trees, seed: int, max_length: int | None) -> None:
+    def __init__(self, trees: Trees, seed: int, max_length: int | None, key: str = "data") -> None:
         """Choose the partners. Raises DataError where all prompts are the same."""
         self._trees = trees
         prompts = np.empty(len(trees), dtype=np.int64)
@@ -31,7 +31,7 @@ class Mismatched:
             prompts[index] = hash(tree.prompt_ids)
             room[index] = np.iinfo(np.int64).max if max_length is None else max_length - len(tree.prompt_ids)
             lengths[index] = len(tree.branches[0].token_ids)
-        self._partners = choose_partners(prompts, seed)
+        self._partners = choose_partners(prompts, seed, key)
         self._lengths = np.minimum(lengths[self._partners], room)
         self.cut = int((lengths[self._partners] > room).sum())
         """How many mismatched completions were cut."""
@@ -63,25 +63,25 @@ class Mismatched:
         return digest.hexdigest()
 
 
-def with_mismatched(trees: Trees, report: DataReport, seed: int) -> Mismatched:
+def with_mismatched(trees: Trees, report: DataReport, seed: int, key: str) -> Mismatched:
     """Return the trees with mismatched branches, and note in the report what became of them. Raises DataError as the class does."""
-    found = Mismatched(trees, seed, report.max_length)
+    found = Mismatched(trees, seed, report.max_length, key)
     report.mismatched_truncated = found.cut
     report.tokens = sum(found.length(index) for index in range(len(found)))
     return found
 
 
-def choose_partners(prompts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+def choose_partners(prompts: NDArray[np.int64], seed: int, key: str = "data") -> NDArray[np.int64]:
     """Return for each sample another one of a different prompt: the next such in a ring of all samples, shuffled under `seed`.
 
-    `prompts` [N] says which samples share a prompt. Raises DataError where all do.
+    `prompts` [N] says which samples share a prompt, `key` what an error calls the data. Raises DataError where all do.
     """
     order = np.random.default_rng(seed).permutation(len(prompts))
     following = np.roll(order, -1)
     ends = np.flatnonzero(prompts[order] != prompts[following])  # where a run of one prompt ends in the ring
     if not len(ends):
         raise DataError(
-            f"data: all samples ({len(prompts):,}) have the same prompt, and the method compares each completion with one of "
+            f"{key}: all samples ({len(prompts):,}) have the same prompt, and the method compares each completion with one of "
             "another prompt; give data with two prompts or more, or a method, or loss_type, that compares none"
         )
     at = np.searchsorted(ends, np.arange(len(order))) % len(ends)

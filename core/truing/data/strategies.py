@@ -150,7 +150,7 @@ class ResponseText(DatasetStrategy):
         column = first_of(row, "completion", "messages", "text")
         alone = row.get("prompt") is None
         fits = {"completion": not alone, "messages": alone and is_messages(row.get("messages")), "text": alone}
-        others = has_pair_beside(row) or has_system_beside(row) or row.get("label") is not None
+        others = has_pair_beside(row) or has_system_beside(row) or "label" in row
         return column is not None and fits[column] and not others
 
     def parse(self, row: Mapping[str, Any]) -> Example:

@@ -24,10 +24,10 @@ TEMPLATES: Mapping[str, str] = {
 
 def find_template(wanted: str | None) -> str | None:
     """Return the template of a name, Jinja text as it is, or None. Raises ValueError for a name that there is not."""
-    if wanted is None or not wanted.isidentifier():
+    if wanted is None or "{{" in wanted or "{%" in wanted:
         return wanted
     if wanted not in TEMPLATES:
         raise ValueError(
-            f"chat_template is {wanted!r}{did_you_mean(wanted, TEMPLATES)}; give {' or '.join(TEMPLATES)}, or Jinja text"
+            f"chat_template is {wanted!r}{did_you_mean(wanted, TEMPLATES)}; give {' or '.join(TEMPLATES)}, or the Jinja text itself"
         )
     return TEMPLATES[wanted]

@@ -40,7 +40,10 @@ def token_budget(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHING,
 
 
 def bytes_per_token(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHING) -> float:
-    """Return the bytes that autograd keeps for each position of the batch, weights left out."""
+    """Return the bytes that autograd keeps for each position of the batch, weights left out.
+
+    A later row, of mismatched branches, has no gradient and is not measured.
+    """
     kept: dict[int, int] = {}
     weights = {weight.untyped_storage().data_ptr() for weight in policy.parameters()}
 
@@ -53,10 +56,11 @@ def bytes_per_token(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHI
     training = policy.training
     policy.eval()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = policy(batch, needs)  # held, so that no storage is freed and its address used again
+        output = policy(batch, needs & ~Needs.MISMATCHED_LOGPS)  # held, so that no storage is freed and its address used again
     policy.train(training)
     del output
-    measured = sum(kept.values()) / batch.slots
+    positions = batch.slots if batch.later_inputs is None else batch.model_inputs["input_ids"].numel()
+    measured = sum(kept.values()) / positions
     if not is_checkpointing(policy.causal_lm):
         return measured
     config: Any = policy.causal_lm.config.get_text_config()

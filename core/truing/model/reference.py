@@ -124,7 +124,7 @@ class Following:
         """Set its weights to mixup_alpha policy + (1 - mixup_alpha) reference, where sync_steps divides `steps`, those done."""
         if steps % self.sync_steps == 0:
             for name, weight in self.tensors().items():
-                weight.lerp_(self.sources[name].detach(), self.mixup_alpha)
+                weight.lerp_(self.sources[name].detach().to(weight.dtype), self.mixup_alpha)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over weights that `tensors` gave."""

@@ -44,7 +44,7 @@ def read_score_head(path: Path, model: PreTrainedModel, dtype: torch.dtype) -> n
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     if shapes != {_KEY: tuple(head.weight.shape)}:
         raise ModelError(f"{path} holds {shapes}; a score head of this model is {{'{_KEY}': {tuple(head.weight.shape)}}}")
-    if not found[_KEY].isfinite().all():
+    if not found[_KEY].float().isfinite().all():
         raise ModelError(f"{path}: the score head is not finite; take that of an earlier run")
     with torch.no_grad():
         head.weight.copy_(found[_KEY])

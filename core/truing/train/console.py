@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from truing.redact import redact
 
 HEARTBEAT_SECONDS = 60.0
-SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "grad_norm", "learning_rate")
+SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins", "reward", "kl", "grad_norm", "learning_rate")
 GAP = "  "
 """Between two metrics of a line."""
 

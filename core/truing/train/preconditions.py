@@ -43,15 +43,7 @@ def _check_method(config: TrainConfig) -> None:
 
 
 def _check_quantization(config: TrainConfig) -> None:
-    model = config.model
-    if model.quantization is None:
-        return
-    if model.adapter is None:
-        raise ConfigError(
-            f"model.quantization: {model.quantization} keeps weights in 4 bits, which cannot be trained; train an adapter on them "
-            "(model.adapter: {type: lora}), or leave quantization out"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if config.model.quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
         raise SetupError("model.quantization: bitsandbytes is not installed; install it with: pip install truing[bitsandbytes]")
 
 

@@ -39,7 +39,9 @@ def is_copy(config: TrainConfig) -> bool:
     return Needs.REFERENCE_LOGPS in config.method.needs and copied and not is_other_model(config)
 
 
-def load_other_model(config: TrainConfig, policy: Policy, trees: Trees, accelerator: Accelerator, reporter: Reporter) -> Policy:
+def load_other_model(
+    config: TrainConfig, policy: Policy, trees: Trees, eval_trees: Trees | None, accelerator: Accelerator, reporter: Reporter
+) -> Policy:
     """Return the model that model.reference names, with the forward that is exact for it.
 
     It is loaded as the policy is. Raises ModelError when it cannot be, or cannot score what the policy scores.
@@ -56,9 +58,8 @@ def load_other_model(config: TrainConfig, policy: Policy, trees: Trees, accelera
             "scores the same token ids, so take a model with the same tokenizer and vocabulary size"
         )
     probed, positions = probed_trees(trees), context_length(model)
-    # branches of a tree count from its prompt's end, so that one of more tokens than positions may fit
-    most = max(tree.num_tokens for tree in probed)
-    if positions is not None and most > positions and (most := _longest(trees)) > positions:
+    most = max(_longest(some) for some in (trees, eval_trees) if some is not None)
+    if positions is not None and most > positions:
         raise ModelError(
             f"model.reference.name: {name!r} was made for {positions:,} positions, and the longest sample has {most:,} tokens; set "
             f"trainer.max_length to {positions} or less"

@@ -160,7 +160,7 @@ def _load(config: TrainConfig, given: Given, data: Data | None, reporter: Report
 
 
 def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizerBase, model: Model) -> Data:
-    def read(sources: Sequence[DataConfig], rows: Rows | None) -> tuple[Any, Any]:
+    def read(key: str, sources: Sequence[DataConfig], rows: Rows | None) -> tuple[Any, Any]:
         shared: dict[str, Any] = {
             "layout": config.method.layout,
             "tokenizer": tokenizer,
@@ -177,11 +177,11 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
         else:
             return None, None
         if Needs.MISMATCHED_LOGPS in config.method.needs:
-            return with_mismatched(trees, report, config.trainer.seed), report
+            return with_mismatched(trees, report, config.trainer.seed, key), report
         return trees, report
 
-    trees, report = read(config.data, given.dataset)
-    eval_trees, eval_report = read(config.eval_data, given.eval_dataset)
+    trees, report = read("data", config.data, given.dataset)
+    eval_trees, eval_report = read("eval_data", config.eval_data, given.eval_dataset)
     return Data(trees=trees, report=report, eval_trees=eval_trees, eval_report=eval_report)
 
 
@@ -192,7 +192,7 @@ def _policy_and_second(
     policy, copied = _policy_and_copy(config, given, model, accelerator.device, reporter)
     _check_vocabulary(data, policy)
     if is_other_model(config):
-        return policy, load_other_model(config, policy, data.trees, accelerator, reporter)
+        return policy, load_other_model(config, policy, data.trees, data.eval_trees, accelerator, reporter)
     return policy, copied
 
 
@@ -212,13 +212,16 @@ def _policy_and_copy(
     if config.model.adapter is not None:
         assert isinstance(model, PreTrainedModel), "an adapter on an adapter was refused before"
         model = add_adapter(model, config.model.adapter)
-    if not any(weight.requires_grad for weight in model.parameters()):
-        raise ModelError("no weight of the model trains (requires_grad is False for all); load a PeftModel with is_trainable=True")
     if config.trainer.gradient_checkpointing:
         enable_checkpointing(model)
     policy = Policy(model, "padded")
     if Needs.NO_LOGPS in config.method.needs:
         freeze_unread(policy.causal_lm)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ModelError(
+            "no weight of the model trains (requires_grad is False for all); load a PeftModel with is_trainable=True, and adapt "
+            "more than the token head where the method reads no log-probabilities"
+        )
     if Needs.SCORES in config.method.needs:
         policy.score_head = _score_head(config, given, policy, reporter)
     _warn_of_half_precision(policy, reporter)
@@ -226,7 +229,8 @@ def _policy_and_copy(
 
 
 def _score_head(config: TrainConfig, given: Given, policy: Policy, reporter: Reporter) -> nn.Linear:
-    dtype = next(weight.dtype for weight in policy.parameters() if weight.requires_grad)
+    trained = next(weight.dtype for weight in policy.parameters() if weight.requires_grad)
+    dtype = torch.promote_types(trained, torch.float32)  # half precision would blur differences of scores
     found = find_score_head(config.model, config.base_dir) if given.model is None else None
     if found is not None:
         reporter.say(f"score head: that of {found}")

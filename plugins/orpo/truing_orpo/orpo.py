@@ -40,8 +40,9 @@ class ORPO(Loss):
             assert inputs.prompt_token_logps is not None
             nll = torch.cat((nll, -inputs.prompt_token_logps))
         chosen, rejected = inputs.chosen.mean_logps, inputs.rejected.mean_logps  # [P]
-        ratios = log_odds(chosen) - log_odds(rejected)
-        preference = logsigmoid(ratios)
+        # in float32, certainty would begin at 1e-7
+        ratios = log_odds(chosen.double()) - log_odds(rejected.double())
+        preference = logsigmoid(ratios).to(chosen.dtype)
         rewards = self.beta * chosen.detach(), self.beta * rejected.detach()
         return LossOutput(
             terms=[Term(nll, per="chosen_token"), Term(-preference, per="pair", weight=self.beta)],
@@ -53,7 +54,7 @@ class ORPO(Loss):
                 "logps/chosen": Term(chosen.detach(), per="pair"),
                 "logps/rejected": Term(rejected.detach(), per="pair"),
                 "nll_loss": Term(nll.detach(), per="chosen_token"),
-                "log_odds_chosen": Term(ratios.detach(), per="pair"),
+                "log_odds_chosen": Term(ratios.detach().to(chosen.dtype), per="pair"),
                 "log_odds_ratio": Term(preference.detach(), per="pair"),
             },
         )

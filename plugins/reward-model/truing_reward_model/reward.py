@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class RewardModel:
     """The score of a reward model that was trained with method reward-model or ranked-reward-model.
 
-    The prompt and the completion's text are rendered and tokenised as the reward model's own data was, by its own tokenizer. None
+    Messages are rendered by the reward model's own chat template, and text is taken as it is: a model that was trained on the text
+    of a format, such as `chatml.intel`, must be asked in that text. Its own tokenizer reads both. None
     for a completion that it cannot read: one beyond its context length, or a conversation that its chat template refuses.
     """
 

@@ -53,7 +53,7 @@ class ShareGptAnswer(ConversationAnswer):
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
         """Return whether a row has such a conversation, with its answer in it, and nothing that says it may be bad."""
-        return _has_turns(row) and not _has_pair(row) and row.get("label") is None
+        return _has_turns(row) and not _has_pair(row) and "label" not in row
 
 
 @attrs.frozen(kw_only=True)
