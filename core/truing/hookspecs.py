@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from truing.data.example import DatasetStrategy
     from truing.dialect import Dialect
     from truing.loss import Loss
-    from truing.rewards import Reward
+    from truing.rewards import OpenedReward, Reward
     from truing.rollout import Rollout
 
 GROUP = "truing"
@@ -102,7 +102,7 @@ def register_dataset_strategy() -> list[type[DatasetStrategy]]:
 
 
 @hookspec
-def register_reward() -> list[type[Reward]]:
+def register_reward() -> list[type[Reward] | type[OpenedReward]]:
     """Register rewards: classes that score completions.
 
     Called with a sequence of Completions, a reward returns as many numbers, or None where it does not apply; `__call__` may be

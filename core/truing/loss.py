@@ -320,6 +320,11 @@ def check_needs(loss: Loss) -> None:
         )
 
 
+def sees_whole_step(loss: Loss) -> bool:
+    """Return whether the loss must be called once with a whole optimiser step."""
+    return getattr(loss, "scope", "example") == "step"
+
+
 def prompt_tokens_of(loss: Loss) -> PromptTokens:
     """Return which tokens of a prompt the loss counts: its `prompt_tokens`, or else all if it needs PROMPT_LOGPS and none if not.
 

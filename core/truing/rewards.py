@@ -6,15 +6,19 @@ import inspect
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 import attrs
 
 from truing.errors import ConfigError, PluginError
 from truing.rollout.completion import Completion
 from truing.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from truing.context import OpenContext
 
 Scores = Sequence[float | None]
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -37,6 +41,15 @@ class Reward(Protocol):
 
     def __call__(self, completions: Sequence[Completion]) -> Scores | Awaitable[Scores]:
         """Return one number, or None, for each completion, in order."""
+
+
+class OpenedReward(Protocol):
+    """A reward that keeps something alive, such as a model: an attrs class of settings that is opened once for a run."""
+
+    name: ClassVar[str]
+
+    def open(self, context: OpenContext) -> AbstractContextManager[Callable[[Sequence[Completion]], Scores | Awaitable[Scores]]]:
+        """Return a context manager that yields what is called with completions, as a Reward is."""
 
 
 @attrs.frozen(kw_only=True)

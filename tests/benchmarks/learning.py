@@ -74,7 +74,7 @@ def _preference(method: str, state: Any) -> float | None:
     if method == "reward-model":
         return None
     sys.path.insert(0, str(QUICKSTART))
-    from sampling import preference_accuracy  # type: ignore[import-not-found]  # of the example's folder
+    from sampling import preference_accuracy
 
     rows = [json.loads(line) for line in (QUICKSTART / "data/eval.jsonl").read_text(encoding="utf-8").splitlines()]
     found: float = preference_accuracy(state.model, state.tokenizer, rows)

@@ -25,7 +25,7 @@ from click.testing import CliRunner
 from truing.cli import main as truing
 from truing.loss import Layout
 from truing.registry import Registry
-from truing.testing.models import CHAT_TEMPLATE, SPECIAL_TOKENS, tiny_model
+from truing.testing import tiny_model, tiny_tokenizer
 
 READERS = '''
 """Rows of shapes that no format reads, as rows of core's formats."""
@@ -107,25 +107,9 @@ SOURCES = (
 
 def make_chat_model(data: Path, folder: Path) -> Path:
     """Write a random model of 4,096 positions and a tokenizer of the data's own words."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train([str(data / f"{name}.jsonl") for name in ("orpo_messages", "orca_dpo_pairs_flat", "oasst_ranked")], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<|im_end|>",
-        extra_special_tokens=["<|im_start|>"],
-        chat_template=CHAT_TEMPLATE,
-    )
+    files = (data / f"{name}.jsonl" for name in ("orpo_messages", "orca_dpo_pairs_flat", "oasst_ranked"))
+    lines = (line for file in files for line in file.read_text(encoding="utf-8").split("\n"))
+    tokenizer = tiny_tokenizer().train_new_from_iterator(lines, vocab_size=4096, show_progress=False)
     tokenizer.save_pretrained(folder)
     tiny_model(tokenizer, max_positions=4096, initializer_range=0.02).save_pretrained(folder)
     return folder

@@ -73,7 +73,7 @@ def test_null_keys_of_calls_vanish_at_any_depth() -> None:
     chosen = [{"role": "assistant", "content": None, "tool_calls": [call]}]
     example = Preference().parse({"prompt": [USER], "chosen": chosen, "rejected": [ANSWER]})
     (message,) = example.responses[0]
-    assert message == {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}  # type: ignore[comparison-overlap]
+    assert message == {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
 
 
 def test_unpaired_reads_messages_of_which_the_last_is_labelled() -> None:

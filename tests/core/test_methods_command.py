@@ -32,7 +32,7 @@ class Alone(Loss):
     needs: ClassVar[Needs] = Needs.NOTHING
 
     def __call__(self, inputs):
-        raise NotImplementedError
+        pytest.fail("a method is called by training alone")
 
 
 @attrs.frozen(kw_only=True)

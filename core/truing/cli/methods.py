@@ -14,6 +14,7 @@ import click
 
 from truing.loss import Layout, Loss, Needs
 from truing.registry import Registry
+from truing.registry.contract import required_settings
 
 ROWS: Mapping[Layout, str] = {
     Layout.SINGLE: "completions",
@@ -92,8 +93,7 @@ _MODELS: Mapping[Needs, str] = {
 
 def _models_and_memory(cls: type[Loss]) -> tuple[str, str]:
     """Return the models that a method holds with its default settings, and what they take."""
-    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(cls)  # type: ignore[arg-type]  # a protocol, whose plugins are attrs classes
-    if any(field.init and field.default is attrs.NOTHING for field in fields):
+    if required_settings(cls):
         return "policy, more by its settings", "1 x the model, more by its settings"
     method: Any = cls()
     needs: Needs = method.needs | getattr(method, "rollout_needs", Needs.NOTHING)

@@ -17,14 +17,14 @@ pair's better one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
 from truing.data import columns as col
 from truing.data.chat_family import ChatFamily
-from truing.data.example import DatasetStrategy, Example, Message
+from truing.data.example import DatasetStrategy, Example
 from truing.errors import RowError
 from truing.loss import Layout
 from truing.settings import setting
@@ -50,13 +50,14 @@ class _Written(DatasetStrategy):
 
     def _read_answer(self, row: Mapping[str, Any], column: str, before: str) -> tuple[str, str]:
         """Return prompt and response of a conversation, of which the column `before` may hold all but the response."""
-        *turns, reply = col.check_conversation(self.family.read_turns(row, column), column)
+        conversation = col.check_conversation(self.family.read_turns(row, column), column)
+        turns, reply = conversation[:-1], conversation[-1]
         if before != column and row.get(before) is not None:
-            asked = _without_answer(self.family.read_turns(row, before))
+            asked = col.without_answer(self.family.read_turns(row, before))
             if turns and turns != asked:
                 raise RowError(f"{before} and {column} differ in the messages before the response; give them in one of the columns")
             turns = asked
-        prompt = self.family.write_prompt(_answerable(turns, f"{before} and {column} together"))
+        prompt = self.family.write_prompt(col.check_answerable(turns, f"{before} and {column} together"))
         return prompt, reply["content"]
 
 
@@ -195,9 +196,8 @@ class _ChatAlone(_ChatPair):
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt alone."""
-        prompt = self.family.write_prompt(
-            _answerable(_without_answer(self.family.read_turns(row, self.field_chosen)), self.field_chosen)
-        )
+        asked = col.without_answer(self.family.read_turns(row, self.field_chosen))
+        prompt = self.family.write_prompt(col.check_answerable(asked, f"column {self.field_chosen!r}"))
         return self._example(prompt, columns=col.others(row, self.field_chosen, self.field_rejected, "margin"))
 
 
@@ -237,17 +237,6 @@ class _ChatLabel(_Written):
 
 def _names(columns: Columns) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else columns
-
-
-def _without_answer(messages: Sequence[Message]) -> list[Message]:
-    """Return the messages without a last one of the assistant's."""
-    return list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
-
-
-def _answerable(messages: Sequence[Message], where: str) -> Sequence[Message]:
-    if not messages or messages[-1]["role"] == "assistant":
-        raise RowError(f"{where} must have a message of another role before the assistant's last, for that is what is answered")
-    return messages
 
 
 _QUESTION: tuple[type[Any], ...] = (_QuestionPair, _QuestionAlone, _QuestionAnswer)

@@ -147,6 +147,18 @@ def check_conversation(value: Any, column: str) -> tuple[Message, ...]:
     return messages
 
 
+def without_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return a conversation without the assistant's message at its end, where it has one."""
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def check_answerable(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    """Return messages that an answer can follow; `where` says for the error which columns they are from. Raises RowError."""
+    if not messages or messages[-1]["role"] == "assistant":
+        raise RowError(f"{where} must have a message of another role before the assistant's last: there is nothing to answer")
+    return messages
+
+
 def split_conversation(value: Any, column: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """Return what comes before the last message, the assistant's, and that message. Raises RowError."""
     messages = check_conversation(value, column)

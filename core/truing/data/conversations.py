@@ -43,7 +43,8 @@ class SpelledBase(DatasetStrategy):
 
     def __attrs_post_init__(self) -> None:
         # what is wrong with them is said when the settings are read
-        self.spelling, self.template  # noqa: B018
+        find_template(self.chat_template)
+        Spelling(self.message_property_mappings, self.roles)
 
     @cached_property
     def template(self) -> str | None:
@@ -179,7 +180,7 @@ class ConversationPrompt(ConversationBase):
         if messages[-1]["role"] == "assistant":
             messages, notes = messages[:-1], (f"row(s) of which {self.field_messages!r} ends with an answer: it is left out",)
         extra = self.other_columns(row, self.field_chosen, self.field_rejected, "margin")
-        prompt = _answerable(messages, self.field_messages)
+        prompt = col.check_answerable(messages, f"column {self.field_messages!r}")
         return self.example(row, prompt, columns=extra, notes=notes)
 
 
@@ -201,9 +202,8 @@ class WholePair(SpelledBase):
 
     def parse_prompt(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt alone, of which only the better conversation need be there."""
-        messages = self.read_messages(row, self.field_chosen)
-        before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        prompt = self.check_prompt(row, _answerable(before, self.field_chosen))
+        before = col.without_answer(self.read_messages(row, self.field_chosen))
+        prompt = self.check_prompt(row, col.check_answerable(before, f"column {self.field_chosen!r}"))
         return self.example(row, prompt, columns=self.other_columns(row))
 
     def check_prompt(self, row: Mapping[str, Any], prompt: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -224,9 +224,3 @@ class WholePrompt(WholePair):
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the prompt alone."""
         return self.parse_prompt(row)
-
-
-def _answerable(messages: tuple[Message, ...], column: str) -> tuple[Message, ...]:
-    if not messages or messages[-1]["role"] == "assistant":
-        raise RowError(f"column {column!r} has no message of another role before the assistant's last: there is nothing to answer")
-    return messages

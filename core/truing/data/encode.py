@@ -178,10 +178,11 @@ class Encoder:
                 "the data has messages, and the tokenizer has no chat template; give one as model.chat_template (Jinja text or a "
                 "file), choose a model that has one, or a format that makes text"
             )
+        # a batch of one, for transformers refuses to render no message, which is what comes before an assistant's first words
+        conversations: list[Any] = [list(messages)]
         try:
-            # a batch of one, for transformers refuses to render no message, which is what comes before an assistant's first words
             rendered = self.tokenizer.apply_chat_template(
-                [list(messages)],  # type: ignore[arg-type]  # lists of Mappings
+                conversations,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,

@@ -63,7 +63,8 @@ def choose_format(row: Mapping[str, Any], layout: Layout, registry: Registry, ke
     serving = [cls for cls in registry.classes("dataset_strategy") if layout in cls.layouts]
     found = [cls for cls in serving if _recognises(cls, row)]
     if len(found) == 1:
-        return found[0]()  # type: ignore[no-any-return]  # a class of the registry
+        chosen: DatasetStrategy = found[0]()
+        return chosen
     columns = f"the columns {_listed(row)}"
     if found:
         names = ", ".join(cls.name for cls in found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,17 @@ def disable_dropout(model: nn.Module) -> None:
         # some models keep the probability as a plain number, such as attention_dropout and layerdrop
         for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
             setattr(module, name, 0.0)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while: without dropout, as a copy is that is never trained."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def context_length(model: nn.Module) -> int | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from truing.data.batch import TreeBatch
 from truing.loss import Needs
 from truing.model.head import kept_bytes
-from truing.model.loading import is_checkpointing
+from truing.model.loading import evaluating, is_checkpointing
 from truing.model.policy import Policy
 
 MOST_TOKENS = {"cpu": 4096}
@@ -53,11 +53,8 @@ def bytes_per_token(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHI
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    training = policy.training
-    policy.eval()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with evaluating(policy), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = policy(batch, needs & ~Needs.MISMATCHED_LOGPS)  # held, so that no storage is freed and its address used again
-    policy.train(training)
     del output
     positions = batch.slots if batch.later_inputs is None else batch.model_inputs["input_ids"].numel()
     measured = sum(kept.values()) / positions

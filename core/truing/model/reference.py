@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from truing.data.batch import TreeBatch, collate
 from truing.loss import Needs
+from truing.model.loading import evaluating
 from truing.model.policy import Policy
 
 
@@ -46,10 +47,8 @@ class AdapterOff:
     @torch.no_grad()
     def token_logps(self, batch: TreeBatch) -> Tensor:
         """Return [T + M]."""
-        training = self.policy.training
-        self.policy.eval()  # a reference has no dropout, and a copy is in this mode too
-        logps: Tensor = self.policy(batch, Needs.MISMATCHED_LOGPS, adapter=False).logps
-        self.policy.train(training)
+        with evaluating(self.policy):
+            logps: Tensor = self.policy(batch, Needs.MISMATCHED_LOGPS, adapter=False).logps
         return logps
 
 
@@ -69,10 +68,8 @@ class AdapterCopy:
     @torch.no_grad()
     def token_logps(self, batch: TreeBatch) -> Tensor:
         """Return [T + M]."""
-        training = self.policy.training
-        self.policy.eval()
-        logps: Tensor = functional_call(self.policy, self._adapter, (batch, Needs.MISMATCHED_LOGPS)).logps
-        self.policy.train(training)
+        with evaluating(self.policy):
+            logps: Tensor = functional_call(self.policy, self._adapter, (batch, Needs.MISMATCHED_LOGPS)).logps
         return logps
 
 

@@ -162,7 +162,7 @@ def _check_rollout(cls: type) -> None:
 
 def _check_dialect(cls: type) -> None:
     _check_callable(cls, "translate", Dialect, "translate(self, values) -> the values of a Truing configuration")
-    if required := _required(cls):
+    if required := required_settings(cls):
         raise PluginError(
             f"field {required[0]!r} has no default; give it one, for `truing convert` makes dialects without settings"
         )
@@ -197,13 +197,13 @@ def _check_needs(cls: type, member: str, protocol: type) -> None:
 
 
 def _check_contradictions(cls: type) -> None:
-    if not _required(cls):
+    if not required_settings(cls):
         with isolated("`prompt_tokens` failed with the default settings", "make it work with them"):
             check_needs(cls())
             prompt_tokens_of(cls())
 
 
-def _required(cls: type) -> list[str]:
+def required_settings(cls: type) -> list[str]:
     """Return the settings without which no instance can be made."""
     return [field.name for field in attrs.fields(cls) if field.init and field.default is attrs.NOTHING]
 
@@ -218,7 +218,7 @@ def _check_scope(cls: type) -> None:
 
 def _with_defaults(cls: type, member: str, unknown: Any) -> Any:
     """Return what a property gives with the default settings; `unknown` where a setting has none, for then only a user can tell."""
-    if _required(cls):
+    if required_settings(cls):
         return unknown
     with isolated(f"`{member}` failed with the default settings", "make it work with them"):
         return getattr(cls(), member)

@@ -14,12 +14,14 @@ from truing.testing.loss import check_loss
 from truing.testing.models import tiny_model, tiny_tokenizer
 from truing.testing.reward import check_reward
 from truing.testing.rollout import check_rollout
+from truing.testing.step import check_cut, reduce_step
 from truing.testing.strategy import check_dataset_strategy
 
 __all__ = [
     "FakeRollout",
     "FakeWeights",
     "LetterReward",
+    "check_cut",
     "check_dataset_strategy",
     "check_dialect",
     "check_loss",
@@ -29,6 +31,7 @@ __all__ = [
     "fake_context",
     "fake_inputs",
     "preference_rows",
+    "reduce_step",
     "take_branches",
     "take_trees",
     "tiny_model",

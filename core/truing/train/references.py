@@ -58,7 +58,10 @@ def load_other_model(
             "scores the same token ids, so take a model with the same tokenizer and vocabulary size"
         )
     probed, positions = probed_trees(trees), context_length(model)
-    most = max(_longest(some) for some in (trees, eval_trees) if some is not None)
+    # branches of a tree count from its prompt's end, so that one of more tokens than positions may fit
+    most = max(tree.num_tokens for some in (trees, eval_trees) if some is not None for tree in probed_trees(some))
+    if positions is not None and most > positions:
+        most = max(_longest(some) for some in (trees, eval_trees) if some is not None)
     if positions is not None and most > positions:
         raise ModelError(
             f"model.reference.name: {name!r} was made for {positions:,} positions, and the longest sample has {most:,} tokens; set "

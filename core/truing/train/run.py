@@ -12,7 +12,7 @@ from torch import nn
 from truing.config.classes import TrainConfig, TrainerConfig
 from truing.data.batch import TreeBatch, collate
 from truing.data.tree import PromptTree, Trees
-from truing.loss import Loss, Needs
+from truing.loss import Loss, Needs, sees_whole_step
 from truing.model.policy import Policy
 from truing.model.reference import Reference
 from truing.train.console import Reporter
@@ -61,7 +61,7 @@ class Run:
     @property
     def sees_whole_step(self) -> bool:
         """Whether the loss must be called once for a whole optimiser step."""
-        return getattr(self.loss, "scope", "example") == "step"
+        return sees_whole_step(self.loss)
 
     def lay_out(self, trees: Sequence[PromptTree]) -> TreeBatch:
         """Return a micro-batch on the device, in the policy's layout."""

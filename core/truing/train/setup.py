@@ -22,7 +22,7 @@ from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import Trees
 from truing.errors import ModelError
-from truing.loss import Needs, prompt_tokens_of
+from truing.loss import Needs, prompt_tokens_of, sees_whole_step
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
@@ -262,9 +262,8 @@ def _choose_forward(
     needs = config.method.needs
     batch = collate([shorter], policy.layout, with_ends=Needs.SCORES in needs).to(policy.causal_lm.device)
     # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
-    whole_steps = getattr(config.method, "scope", "example") == "step"
     budget = config.trainer.max_tokens_per_batch or min(
-        gather_object([token_budget(policy, batch, needs, whole_steps=whole_steps)])
+        gather_object([token_budget(policy, batch, needs, whole_steps=sees_whole_step(config.method))])
     )
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget

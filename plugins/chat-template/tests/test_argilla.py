@@ -62,7 +62,7 @@ REFUSED = [
     (ArgillaChatPair, pair([]), "chosen and rejected are one message each: there is nothing to answer"),
     (ArgillaChatPair, {"chosen": "a", "rejected": "b"}, "column 'chosen' must be a list of messages, got str 'a'"),
     (ArgillaChatPair, pair([SYSTEM, user()], system="t"), "columns 'system' and 'chosen' have different system turns"),
-    (ArgillaChatPrompt, {"chosen": [assistant()]}, "column 'chosen' has no message of another role"),
+    (ArgillaChatPrompt, {"chosen": [assistant()]}, "column 'chosen' must have a message of another role"),
     (ArgillaPair, pair([user(), user()]), "chosen[1] has the role 'user' where 'assistant' is due"),
     (ArgillaPair, pair([SYSTEM, assistant(), user()]), "chosen[1] has the role 'assistant' where 'user' is due"),
     (

@@ -135,7 +135,7 @@ REFUSED = [
     (ChatTemplateAnswer, {"messages": [assistant()]}, "column 'messages' is one message, the assistant's"),
     (ChatTemplateLabel, {"messages": [user(), assistant()], "label": 2}, "column 'label' must be true or false"),
     (ChatTemplateLabel, {"messages": [user(), assistant()]}, "column 'label' is missing"),
-    (ChatTemplatePrompt, {"messages": [assistant()]}, "column 'messages' has no message of another role"),
+    (ChatTemplatePrompt, {"messages": [assistant()]}, "column 'messages' must have a message of another role"),
     (ChatTemplatePrompt, {"messages": [user(), assistant(), assistant()]}, "there is nothing to answer"),
 ]
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import attrs
 
-from truing import DatasetStrategy, Example, Layout, RowError, setting
+from truing import DatasetStrategy, RowError, setting
 from truing.data import columns as col
 from truing.data.conversations import WholePair, WholePrompt
 from truing.data.example import Message
@@ -44,14 +44,8 @@ class ArgillaPair(WholePair):
 
 
 @attrs.frozen(kw_only=True)
-class ArgillaPrompt(ArgillaPair):
+class ArgillaPrompt(ArgillaPair, WholePrompt):
     """Column chosen as argilla_chat reads it, user and assistant in turn; a column prompt is the one user turn."""
-
-    layouts: ClassVar[frozenset[Layout]] = frozenset({Layout.ROLLOUT})
-
-    def parse(self, row: Mapping[str, Any]) -> Example:
-        """Return the prompt alone."""
-        return self.parse_prompt(row)
 
 
 def _with_prompt(row: Mapping[str, Any], column: str, messages_column: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 
-from truing import Layout, LossInputs, LossOutput
-from truing.reduce import StepCounts, reduce_output
+from truing import Layout, LossInputs
+from truing.testing import reduce_step
 
 Tokens = Sequence[float]
 
@@ -24,12 +24,6 @@ def make_inputs(pairs: Sequence[tuple[Tokens, Tokens]], dtype: torch.dtype = tor
     )
 
 
-def reduce(output: LossOutput, inputs: LossInputs) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-    """The loss and the metrics, as core makes them of a step that has this batch only."""
-    counts = StepCounts(pair=len(inputs.lengths) / 2, chosen_token=float(inputs.chosen.lengths.sum()))
-    return reduce_output(output, counts)
-
-
 @pytest.fixture(scope="session")
 def paired() -> Callable[..., LossInputs]:
     return make_inputs
@@ -37,4 +31,4 @@ def paired() -> Callable[..., LossInputs]:
 
 @pytest.fixture(scope="session")
 def reduced() -> Callable[..., tuple[torch.Tensor, Mapping[str, torch.Tensor]]]:
-    return reduce
+    return reduce_step

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truing.reduce import StepCounts, reduce_output
-from truing.testing import check_loss
+from truing.testing import check_cut, check_loss
 from truing_cpo import CPO, SimPO
 from truing_cpo.losses import MOST, alpha_reward
 
@@ -74,19 +73,8 @@ def test_exchanging_chosen_and_rejected_flips_the_margins(paired, method, batch)
 @given(batch=batches, data=st.data())
 def test_sum_over_micro_batches_is_the_batch(paired, method, batch, data):
     """Loss, metrics and gradients, with the counts of the whole step."""
-    counts = StepCounts(pair=len(batch), chosen_token=sum(len(chosen) for chosen, _ in batch))
     cut = data.draw(st.integers(0, len(batch)))
-
-    def run(part):
-        inputs = paired(part)
-        loss, metrics = reduce_output(method(inputs), counts)
-        loss.backward()
-        return torch.stack(list(metrics.values())), inputs.token_logps.grad
-
-    whole, gradient = run(batch)
-    parts = [run(part) for part in (batch[:cut], batch[cut:]) if part]
-    torch.testing.assert_close(sum(metrics for metrics, _ in parts), whole, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.cat([gradient for _, gradient in parts]), gradient, rtol=1e-12, atol=1e-12)
+    check_cut(method, paired(batch), [paired(part) for part in (batch[:cut], batch[cut:]) if part])
 
 
 @every_method

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truing.reduce import StepCounts, reduce_output
-from truing.testing import check_loss
+from truing.testing import check_cut, check_loss
 from truing_dpo import DPO, IPO
 from truing_dpo.loss_types import OF_THE_STEP, WITH_DIVERGENCE, WITH_LABEL_SMOOTHING
 from truing_dpo.losses import LOSSES
@@ -99,19 +98,8 @@ def test_only_counted_completion_tokens_enter(paired, method):
 def test_sum_over_micro_batches_is_the_batch(paired, ld_alpha, batch, data):
     """Loss, metrics and gradients, with the counts of the whole step, of a combination that has both kinds of term."""
     method = DPO(loss_type=("sigmoid", "ipo", "sft"), loss_weights=(1.0, 0.01, 0.5), rpo_alpha=0.2, ld_alpha=ld_alpha)
-    counts = StepCounts(pair=len(batch), chosen_token=sum(len(chosen) for chosen, *_ in batch))
     cut = data.draw(st.integers(0, len(batch)))
-
-    def run(pairs):
-        inputs = paired(pairs)
-        loss, metrics = reduce_output(method(inputs), counts)
-        loss.backward()
-        return torch.stack(list(metrics.values())), inputs.token_logps.grad
-
-    whole, gradient = run(batch)
-    parts = [run(part) for part in (batch[:cut], batch[cut:]) if part]
-    torch.testing.assert_close(sum(metrics for metrics, _ in parts), whole, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.cat([gradient for _, gradient in parts]), gradient, rtol=1e-12, atol=1e-12)
+    check_cut(method, paired(batch), [paired(part) for part in (batch[:cut], batch[cut:]) if part])
 
 
 @few_examples

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 
-from truing import Layout, LossInputs, LossOutput
-from truing.reduce import StepCounts, reduce_output
+from truing import Layout, LossInputs
+from truing.testing import reduce_step
 
 Sample = tuple[Sequence[float], Sequence[float], bool]
 
@@ -34,13 +34,6 @@ def make_ratio_inputs(ratios: Sequence[tuple[float, bool]], mismatched: Sequence
     return make_inputs([([ratio - 2], [-2.0], label) for ratio, label in ratios], mismatched)
 
 
-def reduce(output: LossOutput, inputs: LossInputs) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-    """The loss and the metrics, as core makes them of a step that has this batch only."""
-    assert inputs.labels is not None
-    size, desirable = float(len(inputs.lengths)), float(inputs.labels.sum())
-    return reduce_output(output, StepCounts(example=size, sequence=size, desirable=desirable, undesirable=size - desirable))
-
-
 @pytest.fixture(scope="session")
 def labelled() -> Callable[..., LossInputs]:
     return make_inputs
@@ -53,4 +46,4 @@ def ratios() -> Callable[..., LossInputs]:
 
 @pytest.fixture(scope="session")
 def reduced() -> Callable[..., tuple[torch.Tensor, Mapping[str, torch.Tensor]]]:
-    return reduce
+    return reduce_step

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 
-from truing import Layout, LossInputs, LossOutput
-from truing.reduce import StepCounts, reduce_output
+from truing import Layout, LossInputs
+from truing.testing import reduce_step
 
 Tokens = Sequence[float]
 Row = tuple[Tokens, Tokens, Tokens]
@@ -28,13 +28,6 @@ def make_inputs(rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> Loss
     )
 
 
-def reduce(output: LossOutput, inputs: LossInputs, *, with_prompt: bool = True) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-    """The loss and the metrics, as core makes them of a step that has this batch only."""
-    in_prompts = len(inputs.prompt_token_logps) if with_prompt else 0
-    counts = StepCounts(pair=len(inputs.lengths) / 2, chosen_token=float(inputs.chosen.lengths.sum()) + in_prompts)
-    return reduce_output(output, counts)
-
-
 @pytest.fixture(scope="session")
 def paired() -> Callable[..., LossInputs]:
     return make_inputs
@@ -42,4 +35,4 @@ def paired() -> Callable[..., LossInputs]:
 
 @pytest.fixture(scope="session")
 def reduced() -> Callable[..., tuple[torch.Tensor, Mapping[str, torch.Tensor]]]:
-    return reduce
+    return reduce_step

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from truing import Layout, Needs
 from truing.loss import prompt_tokens_of
-from truing.reduce import StepCounts, reduce_output
-from truing.testing import check_loss
+from truing.testing import check_cut, check_loss
 from truing_orpo import ORPO
 
 GOOD = [log(3 / 4) - 0.1, log(3 / 4) + 0.1]
@@ -42,8 +41,8 @@ def test_loss(paired, reduced):
 
 def test_loss_without_the_prompt(paired, reduced):
     """Chosen alone: (2 ln 4/3 + 3 ln 3) / 5."""
-    inputs = paired(ROWS)
-    loss, metrics = reduced(ORPO(beta=0.3, nll_on_prompt=False)(inputs), inputs, with_prompt=False)
+    inputs = attrs.evolve(paired(ROWS), prompt_token_logps=None)
+    loss, metrics = reduced(ORPO(beta=0.3, nll_on_prompt=False)(inputs), inputs)
     assert metrics["nll_loss"].item() == pytest.approx((2 * log(4 / 3) + 3 * log(3)) / 5, rel=1e-12)
     assert loss.item() == pytest.approx(metrics["nll_loss"].item() + 0.15 * log(49 / 6), rel=1e-12)
 
@@ -132,20 +131,8 @@ def test_exchanging_chosen_and_rejected_flips_the_odds(paired, rows):
 @given(rows=batches, data=st.data())
 def test_sum_over_micro_batches_is_the_batch(paired, rows, data):
     """Loss, metrics and gradients, with the counts of the whole step."""
-    counts = StepCounts(pair=len(rows), chosen_token=sum(len(prompt) + len(chosen) for prompt, chosen, _ in rows))
     cut = data.draw(st.integers(0, len(rows)))
-
-    def run(part):
-        inputs = paired(part)
-        loss, metrics = reduce_output(ORPO()(inputs), counts)
-        loss.backward()
-        return torch.stack(list(metrics.values())), inputs.token_logps.grad, inputs.prompt_token_logps.grad
-
-    metrics, *gradients = run(rows)
-    parts = [run(part) for part in (rows[:cut], rows[cut:]) if part]
-    torch.testing.assert_close(sum(found for found, *_ in parts), metrics, rtol=1e-12, atol=1e-12)
-    for index, gradient in enumerate(gradients, start=1):
-        torch.testing.assert_close(torch.cat([part[index] for part in parts]), gradient, rtol=1e-12, atol=1e-12)
+    check_cut(ORPO(), paired(rows), [paired(part) for part in (rows[:cut], rows[cut:]) if part])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

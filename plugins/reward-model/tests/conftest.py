@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from truing import Layout, LossInputs, LossOutput
-from truing.reduce import StepCounts, reduce_output
+from truing import Layout, LossInputs
+from truing.testing import reduce_step
 
 
 def make_pairs(pairs: Sequence[tuple[float, float]], margins: Sequence[float] | None = None) -> LossInputs:
@@ -35,13 +35,6 @@ def _inputs(layout, scores, trees, **fields) -> LossInputs:
     )
 
 
-def reduce(output: LossOutput, inputs: LossInputs) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-    """The loss and the metrics, as core makes them of a step that has this batch only."""
-    trees = int(inputs.tree_ids.max()) + 1
-    pairs = trees if inputs.layout is Layout.PAIRED else 0
-    return reduce_output(output, StepCounts(pair=pairs, example=trees, sequence=len(inputs.lengths)))
-
-
 @pytest.fixture(scope="session")
 def pairs():
     return make_pairs
@@ -54,4 +47,4 @@ def ranked():
 
 @pytest.fixture(scope="session")
 def reduced():
-    return reduce
+    return reduce_step

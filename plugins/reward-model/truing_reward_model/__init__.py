@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from truing import Loss, hookimpl
-from truing.rewards import Reward
+from truing.rewards import OpenedReward
 from truing_reward_model.commands import export_reward_model, score
 from truing_reward_model.losses import RankedRewardModel, RewardModelLoss
 from truing_reward_model.reward import RewardModel
@@ -20,9 +20,9 @@ def register_loss() -> list[type[Loss]]:
 
 
 @hookimpl
-def register_reward() -> list[type[Reward]]:
+def register_reward() -> list[type[OpenedReward]]:
     """Register the reward `reward_model`."""
-    return [RewardModel]  # type: ignore[list-item]  # it is called by what its `open` gives
+    return [RewardModel]
 
 
 @hookimpl

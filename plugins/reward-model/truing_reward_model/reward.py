@@ -22,8 +22,8 @@ class RewardModel:
     """The score of a reward model that was trained with method reward-model or ranked-reward-model.
 
     Messages are rendered by the reward model's own chat template, and text is taken as it is: a model that was trained on the text
-    of a format, such as `chatml.intel`, must be asked in that text. Its own tokenizer reads both. None
-    for a completion that it cannot read: one beyond its context length, or a conversation that its chat template refuses.
+    of a format, such as `chatml.intel`, must be asked in that text. Its own tokenizer reads both. None for a completion that it
+    cannot read: one beyond its context length, or a conversation that its chat template refuses.
     """
 
     name: ClassVar[str] = "reward_model"

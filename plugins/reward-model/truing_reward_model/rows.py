@@ -10,7 +10,7 @@ import attrs
 from truing import Example, RowError
 from truing.data import columns as col
 from truing.data.ranked import Ranked
-from truing.data.strategies import Preference
+from truing.data.strategies import Preference, ResponseText
 
 
 @attrs.frozen(kw_only=True)
@@ -52,22 +52,12 @@ def read_sample(row: Mapping[str, Any]) -> Sample:
         places = sorted(range(len(row["answers"])), key=lambda place: col.read_number(row["answers"][place], "rank"))
         return Sample(example=example, places=tuple(places), ranks=example.ranks or ())
     if row.get("messages") is not None:
-        return Sample(example=_conversation(row), keys=("score",))
+        prompt, response = col.split_conversation(row["messages"], "messages")
+        return Sample(example=Example(prompt=prompt, responses=(response,), tools=col.read_tools(row)), keys=("score",))
     if row.get("completion") is not None:
-        prompt = col.check_prompt(col.read(row, "prompt"), "prompt")
-        completion = col.check_response(row["completion"], "completion")
-        col.same_kind(prompt, completion, "completion")
-        return Sample(example=Example(prompt=prompt, responses=(completion,), tools=col.read_tools(row)), keys=("score",))
+        return Sample(example=ResponseText().parse(row), keys=("score",))
     columns = ", ".join(map(repr, row)) or "none"
     raise RowError(
         f"the row has columns {columns}; one that can be scored has prompt and completion, messages, chosen and rejected, or "
         "prompt and answers"
     )
-
-
-def _conversation(row: Mapping[str, Any]) -> Example:
-    messages = col.check_messages(row["messages"], "messages")
-    if messages[-1]["role"] != "assistant" or len(messages) == 1:
-        raise RowError("column 'messages' must end with the assistant's message, which is scored, and have another before it")
-    col.check_reply(messages[-1], "messages")
-    return Example(prompt=messages[:-1], responses=(messages[-1:],), tools=col.read_tools(row))

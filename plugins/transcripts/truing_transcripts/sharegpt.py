@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 import attrs
 
 from truing import setting
-from truing.data.conversations import ConversationAnswer, ConversationLabel, ConversationPair, ConversationPrompt
+from truing.data.conversations import (
+    ConversationAnswer,
+    ConversationBase,
+    ConversationLabel,
+    ConversationPair,
+    ConversationPrompt,
+)
 from truing.data.looks import is_messages
 
 _KEYS = {"role": "from", "content": "value"}
-_KEYS_HELP = "The data's names of a message's keys, by our own."
-_MESSAGES_HELP = "Column of the conversation: a list of messages, or text for one user turn."
-
-
-def _keys() -> dict[str, str]:
-    return dict(_KEYS)
 
 
 def _has_turns(row: Mapping[str, Any]) -> bool:
@@ -29,12 +29,21 @@ def _has_pair(row: Mapping[str, Any]) -> bool:
 
 
 @attrs.frozen(kw_only=True)
-class ShareGptPair(ConversationPair):
-    """Column conversations, a list of {from, value}, and its answers chosen and rejected."""
+class _ShareGpt(ConversationBase):
+    """A conversation in the column and with the keys that ShareGPT gives it."""
 
     name: ClassVar[str] = "sharegpt"
-    field_messages: str = setting("conversations", help=_MESSAGES_HELP)
-    message_property_mappings: Mapping[str, str] = setting(factory=_keys, help=_KEYS_HELP)
+    field_messages: str = setting(
+        "conversations", help="Column of the conversation: a list of messages, or text for one user turn."
+    )
+    message_property_mappings: Mapping[str, str] = setting(
+        factory=lambda: dict(_KEYS), help="The data's names of a message's keys, by our own."
+    )
+
+
+@attrs.frozen(kw_only=True)
+class ShareGptPair(_ShareGpt, ConversationPair):
+    """Column conversations, a list of {from, value}, and its answers chosen and rejected."""
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
@@ -43,12 +52,8 @@ class ShareGptPair(ConversationPair):
 
 
 @attrs.frozen(kw_only=True)
-class ShareGptAnswer(ConversationAnswer):
+class ShareGptAnswer(_ShareGpt, ConversationAnswer):
     """Column conversations, a list of {from, value}, of which the last is the response."""
-
-    name: ClassVar[str] = "sharegpt"
-    field_messages: str = setting("conversations", help=_MESSAGES_HELP)
-    message_property_mappings: Mapping[str, str] = setting(factory=_keys, help=_KEYS_HELP)
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
@@ -57,12 +62,8 @@ class ShareGptAnswer(ConversationAnswer):
 
 
 @attrs.frozen(kw_only=True)
-class ShareGptLabel(ConversationLabel):
+class ShareGptLabel(_ShareGpt, ConversationLabel):
     """Column conversations, a list of {from, value}, of which the last is the response, and column label."""
-
-    name: ClassVar[str] = "sharegpt"
-    field_messages: str = setting("conversations", help=_MESSAGES_HELP)
-    message_property_mappings: Mapping[str, str] = setting(factory=_keys, help=_KEYS_HELP)
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
@@ -71,12 +72,8 @@ class ShareGptLabel(ConversationLabel):
 
 
 @attrs.frozen(kw_only=True)
-class ShareGptPrompt(ConversationPrompt):
+class ShareGptPrompt(_ShareGpt, ConversationPrompt):
     """Column conversations, a list of {from, value}, without an answer at its end."""
-
-    name: ClassVar[str] = "sharegpt"
-    field_messages: str = setting("conversations", help=_MESSAGES_HELP)
-    message_property_mappings: Mapping[str, str] = setting(factory=_keys, help=_KEYS_HELP)
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:

@@ -7,7 +7,8 @@ position on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +27,9 @@ disable_progress_bars()
 
 class TrlArm:
     """What all trainers share: the optimiser step."""
+
+    collate: Callable[[Sequence[PromptTree]], dict[str, Any]]
+    """Returns what the trainer's step takes."""
 
     def __init__(self, case: Case, trainer: Trainer, *, best: bool) -> None:
         self.name = "trl-best" if best else "trl-shipped"
@@ -53,14 +57,6 @@ class TrlArm:
 
     def prepare(self, batches: Sequence[Sequence[PromptTree]]) -> None:
         """Nothing to do."""
-
-    def collate(self, trees: Sequence[PromptTree]) -> dict[str, Any]:
-        """Return what the trainer's step takes."""
-        return self.trainer.data_collator(self.examples(trees))
-
-    def examples(self, trees: Sequence[PromptTree]) -> list[dict[str, Any]]:
-        """Return tokenised examples as the trainer's own preparation of a dataset would."""
-        raise NotImplementedError
 
     def step(self, trees: Sequence[PromptTree]) -> Step:
         """Run what the trainer's loop runs for one optimiser step, without its logging and callbacks."""
@@ -97,3 +93,15 @@ def arguments(case: Case, folder: Path, *, best: bool) -> dict[str, Any]:
         "report_to": "none",
         "seed": SEED,
     }
+
+
+class DatasetArm(TrlArm, ABC):
+    """A trainer on collected data: its own collator makes a batch of examples."""
+
+    def collate(self, trees: Sequence[PromptTree]) -> dict[str, Any]:
+        """Return what the trainer's step takes."""
+        return self.trainer.data_collator(self.examples(trees))
+
+    @abstractmethod
+    def examples(self, trees: Sequence[PromptTree]) -> list[dict[str, Any]]:
+        """Return tokenised examples as the trainer's own preparation of a dataset would."""

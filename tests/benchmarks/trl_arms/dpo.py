@@ -13,7 +13,7 @@ from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer
 
 from tests.benchmarks.profiles import LORA_RANK, Case, make_model
-from tests.benchmarks.trl_arms.arm import TrlArm, arguments
+from tests.benchmarks.trl_arms.arm import DatasetArm, arguments
 from truing.data.tree import PromptTree
 from truing.testing import tiny_tokenizer
 
@@ -21,7 +21,7 @@ ROW = {"prompt": ["1 and "], "chosen": ["one more"], "rejected": ["two"]}
 """What the trainer is made with; batches of random tokens are collated by its own collator."""
 
 
-class DpoArm(TrlArm):
+class DpoArm(DatasetArm):
     """DPOTrainer."""
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:

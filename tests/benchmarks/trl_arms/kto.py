@@ -11,14 +11,14 @@ from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from tests.benchmarks.profiles import Case, make_model
-from tests.benchmarks.trl_arms.arm import TrlArm, arguments
+from tests.benchmarks.trl_arms.arm import DatasetArm, arguments
 from truing.data.tree import PromptTree
 from truing.testing import tiny_tokenizer
 
 ROWS = {"prompt": ["1 and "] * 2, "completion": ["one more", "two"], "label": [True, False]}
 
 
-class KtoArm(TrlArm):
+class KtoArm(DatasetArm):
     """KTOTrainer, whose preparation moves completions one place on within a batch for the KL divergence, as the trees have them."""
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:

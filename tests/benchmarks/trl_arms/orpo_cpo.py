@@ -11,7 +11,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from tests.benchmarks.profiles import Case, make_model
-from tests.benchmarks.trl_arms.arm import TrlArm, arguments
+from tests.benchmarks.trl_arms.arm import DatasetArm, arguments
 from truing.data.tree import PromptTree
 from truing.testing import tiny_tokenizer
 
@@ -20,7 +20,7 @@ IGNORED = -100
 """The label of a token that is not counted."""
 
 
-class PairArm(TrlArm):
+class PairArm(DatasetArm):
     """What both trainers share: rows as their tokenize_row returns them."""
 
     def examples(self, trees: Sequence[PromptTree]) -> list[dict[str, Any]]:

@@ -13,14 +13,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
 from tests.benchmarks.profiles import SCORE_HEAD, Case, Shape, make_model
-from tests.benchmarks.trl_arms.arm import TrlArm, arguments
+from tests.benchmarks.trl_arms.arm import DatasetArm, arguments
 from truing.data.tree import PromptTree
 from truing.testing import tiny_tokenizer
 
 ROW = {"prompt": ["1 and "], "chosen": ["one more"], "rejected": ["two"]}
 
 
-class RewardArm(TrlArm):
+class RewardArm(DatasetArm):
     """RewardTrainer on a sequence classification model whose body is the shape's and whose head's first weights are zeros."""
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from tests.benchmarks.profiles import Case, make_model
-from tests.benchmarks.trl_arms.arm import TrlArm, arguments
+from tests.benchmarks.trl_arms.arm import DatasetArm, arguments
 from truing.data.tree import PromptTree
 from truing.testing import tiny_tokenizer
 
@@ -19,7 +19,7 @@ IGNORED = -100
 """The label of a token that is not counted."""
 
 
-class SftArm(TrlArm):
+class SftArm(DatasetArm):
     """SFTTrainer, on padded rows or, padding-free, on all rows of a batch end to end, which is also what its packing trains on."""
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:
