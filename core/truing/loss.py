@@ -89,7 +89,7 @@ class LossInputs:
     behavior_token_logps: Tensor | None = None
     """[T] the sampler's log-probabilities, at sampling time."""
     proximal_token_logps: Tensor | None = None
-    """[T] the trainer's log-probabilities at the start of the update."""
+    """[T] the trainer's log-probabilities at the start of the update; None in its first step, where they are `token_logps`."""
 
     prompt_token_logps: Tensor | None = None
     """[Q] policy log-probability of each counted prompt token, with a gradient."""
@@ -111,6 +111,12 @@ class LossInputs:
     """[B] float, the margin that the dataset gives with a pair, repeated for both branches; 0 where a row has none."""
     rewards: Tensor | None = None
     """[B, R] one column per reward; NaN where a reward does not apply."""
+    reward_weights: Tensor | None = None
+    """[R] the weight that the configuration gives each reward; there wherever `rewards` is."""
+    truncated: Tensor | None = None
+    """[B] bool, ROLLOUT layout: the completion was cut off at the most tokens it may have."""
+    max_completion_length: int | None = None
+    """The most tokens that a completion may have, ROLLOUT layout."""
     advantages: Tensor | None = None
     """[T] or [B], as the method's `advantages` returned them."""
     keep: Tensor | None = None
@@ -131,6 +137,15 @@ class LossInputs:
     def expand(self, per_branch: Tensor) -> Tensor:
         """Repeat each branch's value for its tokens, [B] to [T]."""
         return per_branch[self.sequence_ids]
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """[T] log of the policy's probability over its own at the start of the update. Needs PROXIMAL_LOGPS.
+
+        In the first step of an update both are the same, so that it is 0, with the gradient of `token_logps`.
+        """
+        before = self.token_logps if self.proximal_token_logps is None else self.proximal_token_logps
+        return self.token_logps - before.detach()
 
     @property
     def positions(self) -> Tensor:

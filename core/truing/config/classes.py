@@ -100,10 +100,17 @@ class DataConfig:
 
 @attrs.frozen(kw_only=True)
 class RewardEntry:
-    """One reward of an online method and its weight in the sum."""
+    """One reward of an online method: its weight in the sum, and what its failures cost."""
 
     reward: Reward
     weight: float = setting(1.0, help="Factor of this reward in the sum.")
+    timeout: float = setting(60.0, gt=0, help="Seconds that one call may take before it counts as failed.")
+    on_error: Literal["mask", "fail"] | float = setting(
+        "mask", help="What a failed call does: mask leaves its samples out, fail ends the run, a number is their score."
+    )
+    max_error_rate: float = setting(
+        0.5, ge=0, le=1, help="The run ends when a larger share of a rollout batch's samples has no score because calls failed."
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import cattrs
 
 from truing.config.classes import RewardEntry
@@ -33,17 +34,19 @@ def plugin_converter(registry: Registry, *, layout: Layout | None, base_dir: Pat
         lambda type_: type_ in PLUGIN_TYPES, lambda value, type_: slots.fill(PLUGIN_TYPES[type_], value)
     )
     structure_entry = converter.get_structure_hook(RewardEntry)
-    converter.register_structure_hook(RewardEntry, lambda value, type_: structure_entry(_reward_and_weight(value), type_))
+    converter.register_structure_hook(RewardEntry, lambda value, type_: structure_entry(_reward_and_rest(value), type_))
     return converter
 
 
-def _reward_and_weight(value: Any) -> Any:
+def _reward_and_rest(value: Any) -> Any:
+    """Return an entry with the reward's own keys apart from those that every entry may have."""
     if isinstance(value, RewardEntry):
         return value
     if not isinstance(value, Mapping):
         return {"reward": value}
-    reward = {key: item for key, item in value.items() if key != "weight"}
-    return {"reward": reward, "weight": value.get("weight")}
+    shared = attrs.fields_dict(RewardEntry).keys() - {"reward"}
+    reward = {key: item for key, item in value.items() if key not in shared}
+    return {"reward": reward, **{key: item for key, item in value.items() if key in shared}}
 
 
 class _Slots:

@@ -21,10 +21,13 @@ NEED_FIELDS: Mapping[Needs, tuple[str, ...]] = {
     Needs.SQUARED_PROBS: ("token_squared_probs",),
     Needs.VALUES: ("token_values",),
     Needs.SCORES: ("scores",),
-    Needs.REWARDS: ("rewards",),
+    Needs.REWARDS: ("rewards", "reward_weights"),
     Needs.NO_LOGPS: (),
 }
 """The fields of LossInputs that each need brings. One that two needs bring is there when both are named."""
+
+LONGEST = 5
+"""The most tokens of a branch whose length is drawn, and what sampled ones are cut off at."""
 
 DEFAULT_BRANCHES: Mapping[Layout, int] = {
     Layout.SINGLE: 1,
@@ -56,7 +59,7 @@ def fake_inputs(
     generator = torch.Generator().manual_seed(seed)
     per_tree = branches or DEFAULT_BRANCHES[layout]
     num_branches = trees * per_tree
-    drawn = torch.randint(2, 6, (num_branches,), generator=generator)
+    drawn = torch.randint(2, LONGEST + 1, (num_branches,), generator=generator)
     counts = drawn if lengths is None else torch.tensor(lengths)
     assert len(counts) == num_branches, f"{len(counts)} lengths for {num_branches} branches"
     made = _fields(layout, counts, torch.arange(trees).repeat_interleave(per_tree), num_rewards, generator)
@@ -66,7 +69,8 @@ def fake_inputs(
     fields: dict[str, Any] = {
         key: None if key in absent else value.to(dtype) if value.is_floating_point() else value for key, value in made.items()
     }
-    return LossInputs(layout=layout, state=dict(state or {}), **fields)
+    limit = LONGEST if layout is Layout.ROLLOUT else None
+    return LossInputs(layout=layout, state=dict(state or {}), max_completion_length=limit, **fields)
 
 
 def _fields(layout: Layout, lengths: Tensor, tree_ids: Tensor, num_rewards: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -99,7 +103,10 @@ def _fields(layout: Layout, lengths: Tensor, tree_ids: Tensor, num_rewards: int,
         "mismatched_reference_token_logps": near(mismatched, 0.3),
         "mismatched_sequence_ids": torch.arange(branches).repeat_interleave(mismatched_lengths),
         "rewards": torch.randn(branches, num_rewards, generator=generator, dtype=torch.float64),
+        "reward_weights": torch.ones(num_rewards, dtype=torch.float64),
     }
+    if layout is Layout.ROLLOUT:
+        fields["truncated"] = lengths == LONGEST
     if layout is Layout.LABELED:
         fields["labels"] = torch.arange(branches) % 2 == 0
     if layout is Layout.RANKED:
@@ -120,7 +127,7 @@ def take_branches(inputs: LossInputs, branches: Sequence[int], layout: Layout | 
     def take(key: str, value: Any) -> Any:
         if key == "columns":
             return {name: column[tokens] for name, column in value.items()}
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or key == "reward_weights":
             return value
         if key.startswith("prompt_"):
             return value[prompt_tokens]
