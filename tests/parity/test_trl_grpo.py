@@ -37,7 +37,7 @@ NAMES = {
 OURS = {"num_minibatches", "dynamic_sampling", "overlong_buffer", "overlong_penalty", "kl_estimator"}
 """The settings that TRL does not have."""
 OTHERWISE = {"frac_reward_zero_std", "sampling/sampling_logp_difference/mean"}
-"""The metrics that differ on purpose: TRL takes the one over completions, the other over tokens that the sampler gave a number for."""
+"""The metrics that differ on purpose: TRL takes the one over completions, the other over tokens with a number of the sampler's."""
 
 CLIPPED = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "luspo")
 CASES = [
