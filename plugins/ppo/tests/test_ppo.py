@@ -214,7 +214,7 @@ def test_what_core_reads():
         ({"kl_horizon": 5}, "kl_horizon is 5, but without target_kl nothing reads it; leave it out, or set target_kl"),
         (
             {"critic": "shared", "critic_model": "models/reward"},
-            "critic_model is 'models/reward', but a shared critic is the policy's own model; leave it out, or set critic to separate",
+            "critic_model is 'models/reward', but a shared critic is the policy's own model; leave it out, or set critic to",
         ),
     ],
 )
