@@ -28,7 +28,8 @@ class OnlineDPO(DPO, OnlineLoss):
     name: ClassVar[str] = "online-dpo"
     layout: ClassVar[Layout] = Layout.ROLLOUT
     trained_layout: ClassVar[Layout] = Layout.PAIRED
-    min_generations: ClassVar[int] = 2
+    least_generations: ClassVar[int] = 2
+    default_num_generations: ClassVar[int] = 2
 
     pairs: PairsOf = setting(
         "best_worst", help="Which completions of a prompt are paired: best and worst, or all of unequal reward."

@@ -34,6 +34,7 @@ class PPO(OnlineLoss):
 
     name: ClassVar[str] = "ppo"
     layout: ClassVar[Layout] = Layout.ROLLOUT
+    default_num_generations: ClassVar[int] = 1
 
     kl_coef: float = setting(0.05, ge=0, help="Weight of the divergence from the reference in the reward; 0 loads no reference.")
     kl_estimator: KLEstimator = setting("k1", help="Its estimate per token: k1 is the log-ratio x, k3 is exp(-x) - 1 + x.")

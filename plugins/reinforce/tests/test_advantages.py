@@ -86,7 +86,11 @@ def test_what_is_needed():
         assert (method.needs, method.rollout_needs) == (Needs.PROXIMAL_LOGPS, Needs.REWARDS | Needs.NO_LOGPS)
     for method in (Reinforce(beta=0.1), RLOO()):
         assert (method.needs, method.rollout_needs) == (Needs.PROXIMAL_LOGPS, Needs.REWARDS | Needs.REFERENCE_LOGPS)
-    assert (RLOO().min_generations, Reinforce(baseline="leave_one_out").min_generations, Reinforce().min_generations) == (2, 2, 1)
+    assert (RLOO().least_generations, Reinforce(baseline="leave_one_out").least_generations, Reinforce().least_generations) == (
+        2,
+        2,
+        1,
+    )
 
 
 def test_normalised_advantages(rollouts):

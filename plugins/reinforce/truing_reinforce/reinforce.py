@@ -81,7 +81,7 @@ class Reinforce(OnlineLoss):
             )
 
     @property
-    def min_generations(self) -> int:
+    def least_generations(self) -> int:
         """The fewest completions of a prompt that there must be."""
         return 2 if self.baseline == "leave_one_out" else 1
 

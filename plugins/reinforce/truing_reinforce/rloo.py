@@ -19,6 +19,8 @@ class RLOO(OnlineLoss):
 
     name: ClassVar[str] = "rloo"
     layout: ClassVar[Layout] = Layout.ROLLOUT
+    least_generations: ClassVar[int] = 2
+    default_num_generations: ClassVar[int] = 2
 
     beta: float = setting(0.05, ge=0, help="Weight of the divergence from the reference in the reward; 0 loads no reference.")
     epsilon: float = setting(0.2, gt=0, help="How far a completion's ratio may fall below 1 before it is clipped.")
@@ -38,11 +40,6 @@ class RLOO(OnlineLoss):
     def as_reinforce(self) -> Reinforce:
         """The same method by the name `reinforce`."""
         return Reinforce(baseline="leave_one_out", importance_sampling_level="sequence", **attrs.asdict(self))
-
-    @property
-    def min_generations(self) -> int:
-        """The fewest completions of a prompt that there must be."""
-        return self.as_reinforce.min_generations
 
     @property
     def needs(self) -> Needs:
