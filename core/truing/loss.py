@@ -335,6 +335,14 @@ def check_needs(loss: Loss) -> None:
         )
 
 
+def all_needs(loss: Loss) -> Needs:
+    """Return what the loss reads, and what it reads of rollouts before that, where it samples its completions."""
+    needs: Needs = loss.needs
+    if loss.layout is Layout.ROLLOUT:
+        needs |= loss.rollout_needs & ~Needs.NO_LOGPS  # type: ignore[attr-defined]  # which every method of this layout has
+    return needs
+
+
 def sees_whole_step(loss: Loss) -> bool:
     """Return whether the loss must be called once with a whole optimiser step."""
     return getattr(loss, "scope", "example") == "step"

@@ -29,7 +29,9 @@ OFFERED = (
     | Needs.SCORES
     | Needs.NO_LOGPS
 )
-"""What the forward and the reference can give a loss today."""
+"""What the forward and the reference can give a loss of any layout."""
+OFFERED_ONLINE = Needs.BEHAVIOR_LOGPS | Needs.PROXIMAL_LOGPS | Needs.REWARDS | Needs.VALUES
+"""What only a loss that samples its completions can have."""
 _READ_HIDDEN = Needs.VALUES | Needs.SCORES | Needs.NO_LOGPS
 """What is read off the decoder's output by another head than that which predicts tokens, or by that one not at all."""
 
@@ -247,6 +249,12 @@ def loss_inputs(
     mismatched = output.mismatched_logps
     fields: dict[str, Any] = {"token_logps": torch.full(batch.targets.shape, torch.nan, device=batch.targets.device)}
     fields |= output.differentiable()
+    known = {field.name for field in attrs.fields(LossInputs)}
+    fields |= {name: column for name, column in batch.columns.items() if name in known}
+    if batch.advantages is not None:
+        fields["advantages"] = batch.advantages
+    if reference_token_logps is not None:
+        fields["reference_token_logps"] = reference_token_logps
     return LossInputs(
         layout=layout,
         sequence_ids=batch.sequence_ids,
@@ -254,7 +262,9 @@ def loss_inputs(
         lengths=batch.lengths,
         prompt_tree_ids=batch.prompt_tree_ids if output.prompt_tokens else None,
         **fields,
-        reference_token_logps=reference_token_logps,
+        columns={name: column for name, column in batch.columns.items() if name not in known},
+        rewards=batch.rewards,
+        truncated=batch.truncated,
         mismatched_token_logps=mismatched,
         mismatched_reference_token_logps=None if mismatched is None else mismatched_reference_token_logps,
         mismatched_sequence_ids=None if mismatched is None else batch.mismatched_sequence_ids,

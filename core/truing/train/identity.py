@@ -31,7 +31,8 @@ def run_identity(
     return {
         "data": data[:16],
         "method": config.method.name,
-        "prompts per step": order.per_step,
+        "prompts per step": order.per_lot,
+        **({} if order.steps_per_lot == 1 else {"steps on a rollout batch": order.steps_per_lot}),
         "seed": order.seed,
         "trained weights": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
         "starting weights": _digest(parts),

@@ -47,7 +47,8 @@ def train(
     resume = resume or was_restarted()
     with quiet_libraries(), closing(run_dir):
         run = set_up(config, given or Given(), run_dir, resume=bool(resume), reporter=reporter)
-        with run.reporter, InterruptSignal() as signal:
+        with run.reporter, InterruptSignal() as signal, closing(run.source):
+            run.source.open(run)
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
             if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
