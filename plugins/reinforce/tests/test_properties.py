@@ -74,7 +74,7 @@ def test_leave_one_out_is_the_mean_over_the_others(rollouts, batch):
 @few_examples
 @given(batch=groups, beta=st.floats(0.01, 2), clip=st.sampled_from([None, (-1.0, 2.0)]), data=st.data())
 def test_rloo_has_the_advantages_of_trl(rollouts, batch, beta, clip, data):
-    """Those of TRL 1.16.0, one completion at a time: the clipped reward less beta times the summed log-ratio, then leave-one-out."""
+    """Those of TRL 1.16.0, one completion at a time: the clipped reward less beta times the log-ratio, then leave-one-out."""
     size = sum(map(len, batch))
     token = st.tuples(st.floats(-4, 0), st.floats(-4, 0))
     tokens = data.draw(st.lists(st.lists(token, min_size=1, max_size=4), min_size=size, max_size=size))
