@@ -182,6 +182,12 @@ class TrainerConfig:
     skip_spikes: float | None = setting(
         None, gt=0, help="Leave out a step whose log gradient norm is so many deviations above the last good ones'; null never."
     )
+    reward_workers: int | None = setting(
+        None, gt=0, help="Processes that call the rewards named in a configuration; null is one for each CPU, up to 4."
+    )
+    reward_memory_mb: int = setting(
+        4096, gt=0, help="Memory that each of these processes may allocate, in MiB; a call that needs more fails."
+    )
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting((), help="Trackers to send metrics to.")
 
 

@@ -60,8 +60,8 @@ def _settle(done: Future[Any], result: Any = None, error: BaseException | None =
         done.set_exception(error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-class AwaitingLoop:
-    """An event loop in a daemon thread, for what is awaited; replaced when something blocks it."""
+class _Loop:
+    """An event loop in a daemon thread, for what one reward awaits; replaced when something blocks it."""
 
     def __init__(self) -> None:
         self.loop = self._started()
@@ -72,11 +72,9 @@ class AwaitingLoop:
         return loop
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:
-        """Return what is awaited; cancelled with the task that waits."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_coroutine(awaitable), self.loop))
 
     async def require_answer(self) -> None:
-        """Take another loop unless this one answers."""
         loop = self.loop
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -86,7 +84,6 @@ class AwaitingLoop:
                 self.loop = self._started()
 
     def close(self) -> None:
-        """End the loop, unless something blocks it."""
         self.loop.call_soon_threadsafe(self.loop.stop)
 
 
@@ -103,8 +100,8 @@ class LocalReward:
 
     name: str
     reward: Callable[[Sequence[Completion]], Any]
-    loop: AwaitingLoop
     _thread: _Thread = attrs.field(init=False, default=attrs.Factory(lambda self: _Thread(self.name), takes_self=True))
+    _loop: _Loop | None = attrs.field(init=False, default=None)
     _one_at_a_time: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
 
     async def call(self, completions: Sequence[Completion], timeout: float) -> Outcome:
@@ -139,18 +136,21 @@ class LocalReward:
                 raise self._late(timeout) from error
 
     async def _wait(self, awaitable: Awaitable[Any], timeout: float) -> Any:
+        self._loop = self._loop or _Loop()
         try:
             async with asyncio.timeout(timeout) as deadline:
-                return await self.loop.wait(awaitable)
+                return await self._loop.wait(awaitable)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
-            await self.loop.require_answer()
+            await self._loop.require_answer()
             raise self._late(timeout) from error
 
     def _late(self, timeout: float) -> CallError:
         return CallError(f"not answered within {timeout:g} s", retry=self._retry)
 
     def close(self) -> None:
-        """End the thread, unless a call that does not end holds it."""
+        """End the threads, unless a call that does not end holds them."""
         self._thread.close()
+        if self._loop is not None:
+            self._loop.close()

@@ -18,7 +18,7 @@ import attrs
 from truing.context import OpenContext
 from truing.errors import TruingError
 from truing.rewards.contract import DefaultReward
-from truing.rewards.local import AwaitingLoop, LocalReward
+from truing.rewards.local import LocalReward
 from truing.rewards.pool import CallError, Pool
 from truing.rewards.scoring import Outcome
 from truing.rewards.sources import Source, source_of
@@ -111,8 +111,6 @@ class RewardRunner:
         """Open what is to be opened, and start a first process. Raises ConfigError for a reward that cannot be loaded."""
         with ExitStack() as stack:
             self._loop = stack.enter_context(_running_loop())
-            awaiting = AwaitingLoop()
-            stack.callback(awaiting.close)
             sources = [_source(entry.reward) for entry in self.entries]
             pool = self._pool([source for source in sources if source is not None])
             stack.callback(self._end, pool)
@@ -126,7 +124,7 @@ class RewardRunner:
                     continue
                 reward: Any = entry.reward
                 live = stack.enter_context(reward.open(self.context)) if hasattr(reward, "open") else reward
-                local = LocalReward(name, live, awaiting)
+                local = LocalReward(name, live)
                 stack.callback(local.close)
                 self._callers.append(local.call)
             self._stack = stack.pop_all()

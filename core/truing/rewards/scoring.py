@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from truing.errors import PluginError
+from truing.errors import PluginError, TruingError
 from truing.rewards.contract import Reward
 from truing.rollout.completion import Completion
 
@@ -73,7 +73,7 @@ def describe_fault(error: BaseException) -> str:
         text = f"{type(error).__name__}: {error}"
     except Exception:
         text = f"{type(error).__name__} without a message that can be read"
-    if isinstance(error, PluginError):
+    if isinstance(error, TruingError):
         return str(error)[:LONGEST_FAULT]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
