@@ -137,7 +137,7 @@ def ours(numbers, method):
     needed = {
         Needs.REFERENCE_LOGPS: ("reference_token_logps", numbers.reference),
         Needs.BEHAVIOR_LOGPS: ("behavior_token_logps", numbers.behavior),
-        Needs.PROXIMAL_LOGPS: ("proximal_token_logps", numbers.before),
+        Needs.PROXIMAL_LOGPS: ("proximal_token_logps", numbers.before if method.num_iterations > 1 else None),
         Needs.ENTROPY: ("token_entropy", numbers.entropies),
     }
     rollouts = LossInputs(
@@ -150,7 +150,7 @@ def ours(numbers, method):
         reward_weights=torch.tensor(numbers.weights, dtype=torch.float64),
         truncated=lengths == LONGEST,
         max_completion_length=LONGEST,
-        **{name: flat(values) for need, (name, values) in needed.items() if need in method.needs},
+        **{name: flat(values) for need, (name, values) in needed.items() if need in method.needs and values is not None},
     )
     advantages = method.advantages(rollouts)
     kept = list(range(len(LENGTHS))) if advantages.keep is None else advantages.keep.nonzero()[:, 0].tolist()

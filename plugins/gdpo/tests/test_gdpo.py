@@ -82,7 +82,7 @@ def test_it_has_grpos_settings():
     defaults, grpos = ({field.name: field.default for field in attrs.fields(cls)} for cls in (GDPO, GRPO))
     assert defaults == grpos | {"multi_objective_aggregation": "normalize_then_sum"}
     assert (GDPO.name, GDPO.layout) == ("gdpo", Layout.ROLLOUT)
-    assert GDPO(beta=0.1, num_iterations=2).needs == Needs.REFERENCE_LOGPS | Needs.PROXIMAL_LOGPS
+    assert GDPO(beta=0.1).needs == Needs.REFERENCE_LOGPS | Needs.PROXIMAL_LOGPS
     assert GDPO().rollout_needs == Needs.REWARDS | Needs.NO_LOGPS
 
 
@@ -103,6 +103,6 @@ def test_settings_that_are_refused(given, message):
         GDPO(**given)
 
 
-@pytest.mark.parametrize("method", [GDPO(), GDPO(loss_type="gspo", beta=0.1, num_iterations=2)])
+@pytest.mark.parametrize("method", [GDPO(), GDPO(loss_type="gspo", beta=0.1)])
 def test_promises_to_core(method):
     check_loss(method, gradcheck=False, group_relative=True)
