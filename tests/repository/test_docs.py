@@ -21,6 +21,8 @@ from truing.loss import Layout
 from truing.registry import KIND_WORDS, Registry
 from truing_cpo import CPO, SimPO
 from truing_dpo import DPO, OnlineDPO
+from truing_gdpo import GDPO
+from truing_grpo import GRPO
 from truing_orpo import ORPO
 from truing_ppo import PPO
 from truing_reinforce import RLOO, Reinforce
@@ -171,6 +173,10 @@ def metric_names() -> set[str]:
         RankedRewardModel(),
         SFT(),
         OnlineDPO(),
+        GRPO(beta=0.1, entropy_coef=0.1, off_policy_mask_threshold=0.1, importance_sampling_correction="token_mask"),
+        GRPO(loss_type="cispo", epsilon_high=5.0),
+        GRPO(loss_type="vespo"),
+        GDPO(),
         PPO(target_kl=1.0, log_entropy=True),
         Reinforce(beta=0.1, kl_in="loss"),
         RLOO(),
@@ -187,6 +193,10 @@ def metric_names() -> set[str]:
         "ranked",
         "sft",
         "online-dpo",
+        "grpo",
+        "cispo",
+        "vespo",
+        "gdpo",
         "ppo",
         "reinforce",
         "rloo",

@@ -125,7 +125,7 @@ class GRPO(OnlineLoss):
         return "step" if self.top_entropy_quantile < 1 else "example"
 
     def advantages(self, rollouts: LossInputs) -> Advantages:
-        """Return the advantage of each completion, [B]; 0 where no reward applies. Metrics as the README lists them."""
+        """Return the advantage of each completion, [B]; 0 where no reward applies."""
         from truing_grpo.advantages import advantages_of
 
         return advantages_of(rollouts, self)
