@@ -77,6 +77,11 @@ def test_equal_rewards_give_exactly_zero(rollouts, reward, scale):
     assert values[8] == -values[9] != 0.0
 
 
+def test_equal_rewards_whose_mean_is_rounded_in_float64_too(rollouts):
+    """(0.1 + 0.1 + 0.1) / 3 is not 0.1 there."""
+    assert advantages(GRPO(scale_rewards="none"), rollouts([[0.1]] * 3, [0] * 3)) == [0.0] * 3 != [(0.1 + 0.1 + 0.1) / 3 - 0.1] * 3
+
+
 def test_rewards_of_a_large_offset_keep_their_differences(rollouts):
     """16777216 and 16777218 in float32."""
     inputs = rollouts([[2.0**24], [2.0**24 + 2]], [0, 0])

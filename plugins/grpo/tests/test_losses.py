@@ -151,11 +151,12 @@ def test_in_the_first_step_it_is_the_policy_gradient(sampled, reduced, loss_type
     assert inputs.token_logps.grad.tolist() == pytest.approx([-1 / 5] * 2 + [2 / 5] * 3)
 
 
-def test_clip_ratios(inputs, reduced):
-    """Of five tokens the first is too high with A > 0, the third too low with A < 0; the fourth is high, with A < 0."""
+def test_clip_ratios(ratios, reduced):
+    """Of six tokens the first is too high with A > 0, the fourth too low with A < 0; two are so with the other sign of A."""
+    inputs = ratios([[1.5, 1.0, 0.5], [0.5, 1.5, 1.0]], ADVANTAGES)
     _, metrics = reduced(GRPO()(inputs), inputs)
     assert {name: value.item() for name, value in metrics.items() if name != "loss"} == pytest.approx(
-        {"clip_ratio/low_mean": 0.2, "clip_ratio/high_mean": 0.2, "clip_ratio/region_mean": 0.4}
+        {"clip_ratio/low_mean": 1 / 6, "clip_ratio/high_mean": 1 / 6, "clip_ratio/region_mean": 1 / 3}
     )
 
 
