@@ -17,7 +17,7 @@ import attrs
 
 from truing.context import OpenContext
 from truing.errors import TruingError
-from truing.rewards.contract import DefaultReward
+from truing.rewards.contract import DefaultReward, prepare
 from truing.rewards.local import LocalReward
 from truing.rewards.pool import CallError, Pool
 from truing.rewards.scoring import Outcome
@@ -124,6 +124,7 @@ class RewardRunner:
                     continue
                 reward: Any = entry.reward
                 live = stack.enter_context(reward.open(self.context)) if hasattr(reward, "open") else reward
+                prepare(live)
                 local = LocalReward(name, live)
                 stack.callback(local.close)
                 self._callers.append(local.call)
