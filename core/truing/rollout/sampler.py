@@ -11,7 +11,7 @@ import attrs
 from truing.data.example import Text
 from truing.data.tree import PromptTree
 from truing.errors import PluginError
-from truing.rewards import Pending, RewardRunner
+from truing.rewards.runner import Pending, RewardRunner
 from truing.rollout.completion import Completion, LiveRollout, RolloutRequest, Sampling
 
 NAN = float("nan")

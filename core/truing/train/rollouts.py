@@ -18,7 +18,7 @@ from truing.data.stored import pack_trees, unpack_trees
 from truing.data.tree import Branch, PromptTree, Sampled, Trees
 from truing.errors import TruingError
 from truing.model.weight_source import PolicyWeights
-from truing.rewards import RewardRunner
+from truing.rewards.runner import RewardRunner
 from truing.rollout.plan import RolloutPlan
 from truing.rollout.sampler import Group, Sampler
 from truing.train.advantages import learn_from, measure

@@ -213,7 +213,10 @@ class RunDir:
         for path in (draft, old):
             shutil.rmtree(path, ignore_errors=True)
         write(draft)
-        for path in draft.iterdir():
+        for path in draft.rglob("*"):
+            if path.is_dir():
+                sync_folder(path)
+                continue
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(draft)

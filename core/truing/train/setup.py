@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,7 +24,8 @@ from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError
-from truing.loss import Layout, Needs, prompt_tokens_of, sees_whole_step
+from truing.loss import Layout, Needs, all_needs, prompt_tokens_of, sees_whole_step
+from truing.model.critic import make_critic, needs_copy
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
@@ -86,7 +88,7 @@ def set_up(
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)
     state = TrainState(
-        model=policy.model, score_head=policy.score_head, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget
+        model=policy.model, heads=policy.heads, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget
     )
     state.loss_state = _initial_state(config)
     state.scheduler, state.scaler = make_schedule(optimizer, config.trainer, total_steps), accelerator.scaler
@@ -230,6 +232,7 @@ def _policy_and_copy(
     start = None
     if is_copy(config):
         start = Policy(copy.deepcopy(model), "padded").requires_grad_(False).eval().to(device)
+    critic_start = copy.deepcopy(model) if Needs.VALUES in all_needs(config.method) and needs_copy(config) else None
     if config.model.adapter is not None:
         assert isinstance(model, PreTrainedModel), "an adapter on an adapter was refused before"
         model = add_adapter(model, config.model.adapter)
@@ -245,8 +248,21 @@ def _policy_and_copy(
         )
     if Needs.SCORES in config.method.needs:
         policy.score_head = _score_head(config, given, policy, reporter)
+    if Needs.VALUES in all_needs(config.method):
+        _add_critic(config, policy, critic_start, reporter)
     _warn_of_half_precision(policy, reporter)
     return policy.train().to(device), start
+
+
+def _add_critic(config: TrainConfig, policy: Policy, start: Model | None, reporter: Reporter) -> None:
+    base = start.get_base_model() if isinstance(start, PeftModel) else start
+    assert base is None or isinstance(base, PreTrainedModel)
+    made = make_critic(config, policy, base)
+    reporter.say(f"critic: {made.origin}")
+    if made.model is None:
+        policy.value_head = made.head
+    else:
+        policy.critic = made.model
 
 
 def _score_head(config: TrainConfig, given: Given, policy: Policy, reporter: Reporter) -> nn.Linear:
@@ -282,6 +298,8 @@ def _choose_forward(
     choice = choose_forward(policy, probed, config.trainer.forward, accelerator.autocast if mixed else None)
     if second is not None and not is_other_model(config):
         second.adopt_forward(policy)
+    if policy.critic is not None:
+        policy.critic.adopt_forward(policy)
     shorter = min(probed, key=lambda tree: tree.num_tokens)
     needs = config.method.needs
     batch = collate([shorter], policy.layout, with_ends=Needs.SCORES in needs).to(policy.causal_lm.device)
