@@ -21,6 +21,7 @@ ONE, ALL, NONE = (False, True, False), (True, True, True), (False, False, False)
 KINDS = {
     "raises": (ONE, r"ValueError: no such answer \(\S*misbehaviour.py:\d+\)"),
     "raises_without_words": (ONE, "SilentError without a message that can be read"),
+    "raises_what_cannot_be_sent": (ONE, r"ValueError: \?"),
     "interrupts_itself": (ONE, "KeyboardInterrupt"),
     "exits": (ONE, "SystemExit: 0"),
     "exits_hard": (ONE, "its process ended itself with exit code 0"),

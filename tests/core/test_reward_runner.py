@@ -20,10 +20,10 @@ from tests.core import misbehaviour
 from truing.config import RewardEntry
 from truing.context import OpenContext
 from truing.errors import ConfigError, DataError, TruingError
-from truing.rewards import DefaultReward, FunctionReward, as_reward, reward_registry
+from truing.rewards import DefaultReward, FunctionReward, as_reward, local, reward_registry
 from truing.rewards.runner import RewardRunner
 from truing.rewards.sources import source_of
-from truing.testing import LetterReward, fake_completions
+from truing.testing import fake_completions
 
 FUNCTIONS = """
 import asyncio, os, random, sys, time
@@ -117,12 +117,12 @@ def test_named_functions_and_classes_run_in_other_processes_and_functions_that_w
     def here(completions):
         return [float(os.getpid())] * len(completions)
 
-    entries = [entry("process"), entry("length"), RewardEntry(reward=LetterReward(letter="c")), function_entry(here)]
+    entries = [entry("process"), entry("length"), RewardEntry(reward=misbehaviour.Behaves(letter="c")), function_entry(here)]
     with RewardRunner(entries, context) as runner:
         scored = runner.submit(COMPLETIONS).result()
     assert column(scored, 0)[0] != os.getpid() == column(scored, 3)[0]
     assert column(scored, 1) == [1.0, 3.0, 2.0] and column(scored, 2) == [0.0, 0.0, 1.0]
-    assert runner.names == ("mine.process", "mine.length", "fake_letter", "here")
+    assert runner.names == ("mine.process", "mine.length", "behaves", "here")
     assert scored.failed == (False,) * 3 and not scored.errors
 
 
@@ -137,8 +137,8 @@ def test_what_a_worker_can_find_again(monkeypatch, tmp_path):
     assert source_of(as_reward("importable")).load()(COMPLETIONS) == [float(os.getpid())] * 3
     assert source_of(as_reward("local")) is None
     assert source_of(as_reward(registered)) is None, "it was handed over, and runs here"
-    letter = source_of(LetterReward(letter="c"))
-    assert letter.load() == LetterReward(letter="c")
+    letter = source_of(misbehaviour.Behaves(letter="c"))
+    assert letter.load() == misbehaviour.Behaves(letter="c")
 
     @attrs.frozen(kw_only=True)
     class Local:
@@ -164,8 +164,9 @@ def test_columns_keep_their_types(context, entry):
     }
     with RewardRunner([entry("types")], context) as runner:
         assert column(runner.submit([attrs.evolve(COMPLETIONS[0], columns=columns)]).result()) == [1.0]
-        with pytest.raises(DataError, match="a column that cannot be sent to a reward's process .it holds a object.; drop it"):
-            runner.submit([attrs.evolve(COMPLETIONS[0], columns={"image": object()})]).result()
+        for value, why in ((object(), "it holds a object"), (2**70, "can't serialize ints"), ("\ud800", "surrogates not allowed")):
+            with pytest.raises(DataError, match=f"column 'image' of a row cannot be sent to a reward's process .*{why}.*; drop it"):
+                runner.submit([attrs.evolve(COMPLETIONS[0], columns={"number": 3, "image": value})]).result()
 
 
 def test_random_rewards_repeat_themselves_whatever_was_called_before(context, entry):
@@ -290,6 +291,7 @@ from pathlib import Path
 from truing.config import RewardEntry
 from truing.context import OpenContext
 from truing.rewards import FunctionReward
+from truing.rewards import local
 from truing.rewards.runner import RewardRunner
 from truing.rollout import Completion
 
@@ -323,7 +325,8 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
-def test_functions_of_this_process_fail_as_those_of_others_do(context):
+def test_functions_of_this_process_fail_as_those_of_others_do(context, monkeypatch):
+    monkeypatch.setattr(local, "ANSWER_SECONDS", 0.2)
     names = ("raises", "exits", "nothing", "hangs", "mutates", "async_raises", "async_text", "async_hangs", "async_exits", "blocks")
     entries = [
         RewardEntry(reward=as_reward(getattr(misbehaviour, name), name=name), timeout=0.5 if name in ("hangs", "blocks") else 60.0)

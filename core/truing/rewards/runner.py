@@ -97,7 +97,7 @@ class RewardRunner:
     ) -> None:
         self.entries = tuple(entries)
         self.context = context
-        self.workers = workers or max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0))))
+        self.workers = workers or min(MOST_WORKERS, _cpus())
         self.memory = None if memory_mb is None else memory_mb * 2**20
         self.names = _unique([entry.reward.name for entry in entries])
         """One for each entry; a second reward of the same name has a number behind it."""
@@ -182,9 +182,12 @@ class RewardRunner:
 
     def _end(self, pool: Pool) -> None:
         async def end() -> None:
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
                 task.cancel()
             pool.close()
+            if tasks:
+                await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
 
         self._run(end())
 
@@ -248,6 +251,11 @@ class RewardRunner:
 def _source(reward: Any) -> Source | None:
     """Return where a reward that a worker can run is; core's `default` is not worth a process."""
     return None if isinstance(reward, DefaultReward) or hasattr(reward, "open") else source_of(reward)
+
+
+def _cpus() -> int:
+    """Return how many CPUs this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:

@@ -73,4 +73,4 @@ class PythonTests(Reward):
 def code_of(text: str) -> str:
     """Return the last block of code behind the thoughts; all of the text where there is none."""
     text = after_think(text)
-    return (_FENCE.findall(text) or [text])[-1]
+    return str((_FENCE.findall(text) or [text])[-1])
