@@ -155,7 +155,7 @@ def test_a_reward_that_always_fails_is_not_called_for_every_completion(context, 
     with RewardRunner([entry("raises")], context) as runner:
         scored = runner.submit(COMPLETIONS * 4).result()
     assert scored.failed == (True,) * 12 and scored.errors == {"some_rewards.raises": 12}
-    assert (tmp_path / "rewards.log").read_text().count("ValueError: always") == 1 + 3
+    assert (tmp_path / "rewards.log").read_text().count("\nValueError: always") == 1 + 3
 
 
 def test_what_cannot_be_loaded_stops_the_start(context, tmp_path):
@@ -183,6 +183,7 @@ def test_functions_of_this_process_fail_as_those_of_others_do(context, monkeypat
     right, one, none = [1.0] * 3, [1.0, None, 1.0], [None] * 3
     found = {name: column(scored, place) for place, name in enumerate(names)}
     assert found == dict(zip(names, (one, one, none, one, right, one, none, one, one, none), strict=True))
+    assert "reward 'exits': no score for 1 of 3 completions of r1: SystemExit: 0" in runner.log.read_text()
     assert "ValueError: no such answer" in scored.messages["raises"] and "SystemExit: 0" in scored.messages["exits"]
     assert scored.messages["hangs"] == scored.messages["async_hangs"] == "not answered within 0.5 s"
     assert all(one.columns == {"answer": ["3"]} for one in completions)

@@ -25,6 +25,14 @@ ANSWER_SECONDS = 1.0
 """How long an event loop may take to answer before it counts as blocked."""
 
 
+class _LeftError(Exception):
+    """A reward raised what would end an event loop or a thread: SystemExit, say."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__()
+        self.cause = cause
+
+
 class _Thread:
     """A daemon thread that does one thing after the other; Python's executors would wait for a hung one at exit."""
 
@@ -57,7 +65,7 @@ def _settle(done: Future[Any], result: Any = None, error: BaseException | None =
     if error is None:
         done.set_result(result)
     else:
-        done.set_exception(error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}"))
+        done.set_exception(error if isinstance(error, Exception) else _LeftError(error))
 
 
 class _Loop:
@@ -91,7 +99,7 @@ async def _coroutine(awaitable: Awaitable[Any]) -> Any:
     try:
         return await awaitable
     except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the loop with it
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise _LeftError(error) from error
 
 
 @attrs.define(eq=False)
@@ -116,7 +124,8 @@ class LocalReward:
         except PluginError as error:
             raise CallError(str(error), retry=False) from error
         except Exception as error:
-            raise CallError(describe_fault(error), retry=self._retry) from error
+            cause = error.cause if isinstance(error, _LeftError) else error
+            raise CallError(describe_fault(cause), retry=self._retry) from error
 
     @property
     def _retry(self) -> bool:

@@ -64,7 +64,7 @@ class _BystanderError(Exception):
 
 
 class Log(asyncio.Protocol):
-    """What workers print, in a file of the run directory; at `limit` bytes a new one begins, and only the one before is kept."""
+    """What workers print, and what failed, in a file; at `limit` bytes a new one begins, and only the one before is kept."""
 
     def __init__(self, path: Path, limit: int = 5 * 2**20) -> None:
         self.path = path
@@ -243,10 +243,10 @@ class _Process:
 class Pool:
     """Up to `workers` processes that score completions. Lives in one event loop, in whose thread all of it runs."""
 
-    def __init__(self, sources: Sequence[Source], *, workers: int, memory: int | None, seed: int, log: Path) -> None:
+    def __init__(self, sources: Sequence[Source], *, workers: int, memory: int | None, seed: int, log: Log) -> None:
         self.start = Start(tuple(sources), seed=seed, memory=memory)
         self.workers = workers
-        self.log = Log(log)
+        self.log = log
         self.processes: list[_Process] = []
         self.awaited: set[int] = set()
         """Sources that are known to be `async def`."""

@@ -19,7 +19,7 @@ from truing.context import OpenContext
 from truing.errors import TruingError
 from truing.rewards.contract import DefaultReward, prepare
 from truing.rewards.local import LocalReward
-from truing.rewards.pool import CallError, Pool
+from truing.rewards.pool import CallError, Log, Pool
 from truing.rewards.scoring import Outcome
 from truing.rewards.sources import Source, source_of
 from truing.rollout.completion import Completion
@@ -102,6 +102,7 @@ class RewardRunner:
         self.names = _unique([entry.reward.name for entry in entries])
         """One for each entry; a second reward of the same name has a number behind it."""
         self._callers: list[Caller] = []
+        self._log = Log(context.run_dir / LOG)
         self._stack = ExitStack()
         self._loop: asyncio.AbstractEventLoop
         self._tally = [0] * (1 + len(self.entries))
@@ -164,8 +165,8 @@ class RewardRunner:
 
     @property
     def log(self) -> Path:
-        """The file with what worker processes print, tracebacks of failed calls included."""
-        return self.context.run_dir / LOG
+        """The file with what worker processes print, tracebacks of failed calls included, and a line for each call that failed."""
+        return self._log.path
 
     def _count(self, scored: Scored) -> None:
         """Add to what `end_batch` reports: from the caller's thread, so that results not asked for yet belong to the next batch."""
@@ -175,7 +176,7 @@ class RewardRunner:
         self._messages = {**scored.messages, **self._messages}
 
     def _pool(self, sources: Sequence[Source]) -> Pool:
-        return Pool(sources, workers=self.workers, memory=self.memory, seed=self.context.seed, log=self.log)
+        return Pool(sources, workers=self.workers, memory=self.memory, seed=self.context.seed, log=self._log)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -198,6 +199,10 @@ class RewardRunner:
             outcome.faults if entry.on_error == "mask" else {} for entry, outcome in zip(self.entries, outcomes, strict=True)
         ]
         faulty = {name: outcome.faults for name, outcome in zip(self.names, outcomes, strict=True) if outcome.faults}
+        for name, faults in faulty.items():
+            row, fault = next(iter(faults.items()))
+            where = f"{len(faults)} of {len(completions)} completions of {completions[row].request_id}"
+            self._log.data_received(f"reward {name!r}: no score for {where}: {fault}\n".encode(errors="replace"))
         return Scored(
             values=tuple(tuple(column[row] for column in columns) for row in range(len(completions))),
             failed=tuple(any(row in faults for faults in masking) for row in range(len(completions))),
