@@ -207,6 +207,23 @@ class Opened:
         return [float(len(completions))] * len(completions)
 
 
+@attrs.frozen(kw_only=True)
+class Comparing(Opened):
+    name: ClassVar[str] = "comparing"
+    compares: ClassVar[bool] = True
+
+    def score(self, completions):
+        if len(completions) > 1:
+            raise ValueError("several")
+        return [1.0]
+
+
+def test_an_opened_reward_that_compares_is_not_called_one_by_one(context):
+    reward = Opened(log=[])
+    with RewardRunner([RewardEntry(reward=Comparing(log=[])), RewardEntry(reward=reward)], context) as runner:
+        assert runner.submit(COMPLETIONS).result().values == ((None, 3.0),) * 3
+
+
 def test_an_opened_reward_is_opened_once_and_closed_whatever_happens(context):
     log = []
     with RewardRunner([RewardEntry(reward=Opened(log=log))], context) as runner:

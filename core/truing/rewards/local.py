@@ -1,6 +1,7 @@
 """Rewards that are called in the run's own process: what was handed over as an object, and opened ones such as models.
 
-A call that does not end cannot be killed here. It is left behind in its thread when its deadline passes, and costs its samples.
+A call that does not end cannot be killed here. It is left behind in its thread when its deadline passes, and costs its samples. One
+that holds the interpreter's lock meanwhile, as a hopeless regular expression does, holds up the run.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ class LocalReward:
 
     name: str
     reward: Callable[[Sequence[Completion]], Any]
+    compares: bool = False
+    """Whether a score depends on the other completions of the call."""
     _thread: _Thread = attrs.field(init=False, default=attrs.Factory(lambda self: _Thread(self.name), takes_self=True))
     _loop: _Loop | None = attrs.field(init=False, default=None)
     _one_at_a_time: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
@@ -125,11 +128,7 @@ class LocalReward:
             raise CallError(str(error), retry=False) from error
         except Exception as error:
             cause = error.cause if isinstance(error, _LeftError) else error
-            raise CallError(describe_fault(cause), retry=self._retry) from error
-
-    @property
-    def _retry(self) -> bool:
-        return not getattr(self.reward, "compares", False)
+            raise CallError(describe_fault(cause), retry=not self.compares) from error
 
     async def _begin(self, completions: Sequence[Completion], timeout: float) -> Any:
         given = [attrs.evolve(one, prompt=copy.deepcopy(one.prompt), columns=copy.deepcopy(one.columns)) for one in completions]
@@ -156,7 +155,7 @@ class LocalReward:
             raise self._late(timeout) from error
 
     def _late(self, timeout: float) -> CallError:
-        return CallError(f"not answered within {timeout:g} s", retry=self._retry)
+        return CallError(f"not answered within {timeout:g} s", retry=not self.compares)
 
     def close(self) -> None:
         """End the threads, unless a call that does not end holds them."""

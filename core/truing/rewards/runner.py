@@ -126,7 +126,7 @@ class RewardRunner:
                 reward: Any = entry.reward
                 live = stack.enter_context(reward.open(self.context)) if hasattr(reward, "open") else reward
                 prepare(live)
-                local = LocalReward(name, live)
+                local = LocalReward(name, live, any(getattr(one, "compares", False) for one in (reward, live)))
                 stack.callback(local.close)
                 self._callers.append(local.call)
             self._stack = stack.pop_all()
