@@ -84,7 +84,9 @@ class SharedPrompts:
         layout = RowLayout(spans, kept=kept).to(self.model.device)
         positions = [position for ids in prompts for position in range(len(ids))]
         last = torch.tensor([stop - 1 for stop in stops], device=self.model.device)
-        logits = self._call([token for ids in prompts for token in ids], positions, logits_to_keep=last, **{LAYOUT_ARGUMENT: layout})
+        logits = self._call(
+            [token for ids in prompts for token in ids], positions, logits_to_keep=last, **{LAYOUT_ARGUMENT: layout}
+        )
         return logits.repeat_interleave(torch.tensor([len(group) for group in groups], device=logits.device), dim=0)
 
     def _step(self, batches: Sequence[Batch]) -> Tensor:
