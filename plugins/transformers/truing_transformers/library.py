@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,8 @@ class LibraryGenerate:
             pad_token_id=min(ends, default=0),
         )
         draw = LogitsProcessorList([_Draw(group, sampler, ends)])
-        generate: Callable[..., Any] = self.model.generate
-        generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=draw)
+        model: Any = self.model
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=draw)
 
 
 class _Draw(LogitsProcessor):

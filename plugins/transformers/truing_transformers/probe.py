@@ -70,9 +70,8 @@ def _flaw(model: PreTrainedModel, way: Way, attention: str) -> str | None:
     with lent(model, attention):
         plain = [_plain_logps(model, row) for row in rows]
     gap = max(float((logps - logps.new_tensor(row.token_logps)).abs().max()) for logps, row in zip(plain, rows, strict=True))
-    allowed = TOLERANCE[
-        torch.get_autocast_dtype(model.device.type) if torch.is_autocast_enabled(model.device.type) else model.dtype
-    ]
+    device = model.device.type
+    allowed = TOLERANCE[torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype]
     return None if gap <= allowed else f"its log-probabilities differ from plain ones by {gap:.1e} nats (allowed: {allowed:g})"
 
 
