@@ -17,10 +17,13 @@ from tests.repository.doc_blocks import ROOT, blocks
 from truing import hookspecs
 from truing.cli import COMMANDS, main
 from truing.config import classes, load_config
+from truing.loss import Layout
 from truing.registry import KIND_WORDS, Registry
 from truing_cpo import CPO, SimPO
-from truing_dpo import DPO
+from truing_dpo import DPO, OnlineDPO
 from truing_orpo import ORPO
+from truing_ppo import PPO
+from truing_reinforce import RLOO, Reinforce
 from truing_reward_model import RankedRewardModel, RewardModelLoss
 from truing_sft import SFT
 
@@ -167,15 +170,42 @@ def metric_names() -> set[str]:
         RewardModelLoss(),
         RankedRewardModel(),
         SFT(),
+        OnlineDPO(),
+        PPO(target_kl=1.0, log_entropy=True),
+        Reinforce(beta=0.1, kl_in="loss"),
+        RLOO(),
     ],
-    ids=["sigmoid", "rpo", "wpo", "several", "cpo", "simpo", "orpo", "reward-model", "ranked", "sft"],
+    ids=[
+        "sigmoid",
+        "rpo",
+        "wpo",
+        "several",
+        "cpo",
+        "simpo",
+        "orpo",
+        "reward-model",
+        "ranked",
+        "sft",
+        "online-dpo",
+        "ppo",
+        "reinforce",
+        "rloo",
+    ],
 )
 def test_every_metric_is_documented(method):
     from truing.testing import fake_inputs
+    from truing.testing.advantages import with_advantages
 
-    output = method(fake_inputs(method.layout, needs=method.needs))
-    names = {re.sub(r"^loss/.*", "loss/<type>", name) for name in output.metrics}
-    assert names and names <= metric_names()
+    state = method.initial_state() if hasattr(method, "initial_state") else {}
+    inputs = fake_inputs(method.layout, needs=method.needs, state=state)
+    names = set()
+    if method.layout is Layout.ROLLOUT:
+        rollouts = fake_inputs(method.layout, needs=method.rollout_needs, state=state)
+        names |= method.advantages(rollouts).metrics.keys()
+        inputs = with_advantages(method, inputs)
+    names |= method(inputs).metrics.keys()
+    known = metric_names()
+    assert names and all(name in known or re.sub(r"^loss/.*", "loss/<type>", name) in known for name in names)
 
 
 def test_exit_codes_are_documented():
