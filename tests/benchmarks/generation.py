@@ -34,6 +34,7 @@ from transformers import (
 
 from tests.benchmarks.profiles import Case, Profile, make_batch, make_model
 from truing import RolloutRequest, Sampling
+from truing.model.logits import Head
 from truing_transformers.row import Row, rows_of
 from truing_transformers.sampler import Sampler
 from truing_transformers.shared import SharedPrompts
@@ -135,7 +136,9 @@ def continuous(model: PreTrainedModel, prompts: Prompts, lengths: Lengths) -> in
 def truing(model: PreTrainedModel, prompts: Prompts, lengths: Lengths) -> int:
     """Return the tokens of completions, the lengths' sum."""
     groups = rows_to(prompts, lengths)
-    return sum(len(row.token_ids) for row in SharedPrompts(model, 65_536).complete(groups, Sampler(Sampling()), ends=()))
+    return sum(
+        len(row.token_ids) for row in SharedPrompts(model, 65_536, Head.of(model)).complete(groups, Sampler(Sampling()), ends=())
+    )
 
 
 ARMS: dict[str, Callable[[PreTrainedModel, Prompts, Lengths], int]] = {

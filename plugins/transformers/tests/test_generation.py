@@ -59,7 +59,7 @@ def test_both_ways_give_the_same_tokens(request_for, architecture):
     model = model_of(architecture)
     requests = requests_of(request_for, max_completion_length=20)
     found = []
-    for way in (SharedPrompts(model, 65_536), LibraryGenerate(model, "sdpa")):
+    for way in (SharedPrompts(model, 65_536, None), LibraryGenerate(model, "sdpa")):
         rows = list(way.complete([rows_of(request) for request in requests], Sampler(Sampling()), ends={END, 70, 71, 72}))
         found.append({(row.request.id, row.index): (row.token_ids, row.finish_reason) for row in rows})
     assert found[0] == found[1] and {reason for _, reason in found[0].values()} == {"stop", "length"}
@@ -90,7 +90,7 @@ def test_however_requests_are_batched_samples_are_the_same(lengths, limit, budge
     ends = frozenset(range(40))
 
     def run(asked, budget):
-        rows = SharedPrompts(model, budget).complete(asked, Sampler(Sampling()), ends)
+        rows = SharedPrompts(model, budget, None).complete(asked, Sampler(Sampling()), ends)
         return {(row.request.prompt_ids, row.index): (row.token_ids, row.finish_reason) for row in rows}
 
     requests = [
@@ -105,7 +105,7 @@ def test_however_requests_are_batched_samples_are_the_same(lengths, limit, budge
 
 def test_no_more_is_held_at_once_than_there_is_room_for(request_for, monkeypatch):
     """A request of 3 samples takes its prompt and 3 x 6 tokens: room for 48 holds at most two of these."""
-    way = SharedPrompts(tiny_model(), 48)
+    way = SharedPrompts(tiny_model(), 48, None)
     held = []
     step = SharedPrompts._step
     monkeypatch.setattr(
@@ -124,7 +124,7 @@ def test_a_prompt_is_computed_once_for_all_of_its_completions(request_for):
         request_for(range(4, 54), *range(8), max_completion_length=4),
         request_for(range(60, 70), 9, id="b", max_completion_length=4),
     ]
-    list(SharedPrompts(model, 65_536).complete([rows_of(request) for request in requests], Sampler(Sampling()), ends=()))
+    list(SharedPrompts(model, 65_536, None).complete([rows_of(request) for request in requests], Sampler(Sampling()), ends=()))
     assert seen == [60, 9, 9, 9]
 
 
@@ -135,7 +135,7 @@ def test_finished_rows_leave_the_batch(request_for):
     rows = rows_of(request_for([5, 6, 7], *range(4), max_completion_length=6))
     for row, limit in zip(rows, (6, 1, 2, 4), strict=True):
         row.limit = limit
-    finished = list(SharedPrompts(model, 65_536).complete([rows], Sampler(Sampling()), ends=()))
+    finished = list(SharedPrompts(model, 65_536, None).complete([rows], Sampler(Sampling()), ends=()))
     assert [row.index for row in finished] == [1, 2, 3, 0]
     assert seen == [3, 3, 2, 2, 1, 1]
 

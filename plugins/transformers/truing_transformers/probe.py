@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from truing import RolloutRequest, Sampling
 from truing.errors import first_line
 from truing.model.attention import own_attention, why_not_shared_prefix
-from truing.model.logits import wide
+from truing.model.logits import Head, wide
 from truing.model.probe import TOLERANCE
 from truing_transformers.lent import lent
 from truing_transformers.library import LibraryGenerate
@@ -46,13 +46,17 @@ class Choice:
 def choose_way(model: PreTrainedModel, max_batch_tokens: int) -> Choice:
     """Return the fast way where it is exact for this model, and generate() where it is not.
 
-    Completions of two random prompts are sampled the fast way, and their log-probabilities compared with those of plain passes.
+    Completions of two random prompts are sampled the fast way, and their log-probabilities compared with those of plain passes:
+    with the logits of the model's head, and where these are not all that it does, with its own.
     """
     attention = own_attention(model)
-    shared = SharedPrompts(model, max_batch_tokens)
-    problem = why_not_shared_prefix(model) or _flaw(model, shared, attention)
+    problem = why_not_shared_prefix(model)
     if problem is None:
-        return Choice(shared, "every prompt computed once (probed: equal to plain passes)")
+        for head in (Head.of(model), None):
+            shared = SharedPrompts(model, max_batch_tokens, head)
+            problem = _flaw(model, shared, attention)
+            if problem is None:
+                return Choice(shared, "every prompt computed once (probed: equal to plain passes)")
     return Choice(LibraryGenerate(model, attention), f"by generate(), a prompt computed for every completion, because {problem}")
 
 
