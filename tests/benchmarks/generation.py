@@ -156,7 +156,7 @@ def geometric(profile: Profile, draw: random.Random) -> int:
 
 
 def speeds(case: Case, arms: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Return tokens per CPU second of every round, by arm; a first round warms up."""
+    """Print and return tokens per CPU second of every round, by arm; a first round warms up."""
     model = make_model(case.shape)
     found: dict[str, list[float]] = {name: [] for name in arms}
     for seed in range(rounds + 1):
@@ -169,6 +169,8 @@ def speeds(case: Case, arms: Sequence[str], rounds: int) -> dict[str, list[float
                 tokens = ARMS[name](model, prompts, lengths)
             if seed:
                 found[name].append(tokens / (time.process_time() - started))
+        if seed:
+            print(f"{case.name}: {', '.join(f'{name} {speed[-1]:.0f}' for name, speed in found.items())}", flush=True)
     return found
 
 
@@ -191,10 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     arms = options.arms.split(",")
-    print(f"| case | {' | '.join(arms)} |\n|{'---|' * (1 + len(arms))}", flush=True)
-    for name in options.cases.split(","):
-        case = Case.named(name, pairs=1)
-        print(row(case, speeds(case, arms, options.rounds)), flush=True)
+    cases = [Case.named(name, pairs=1) for name in options.cases.split(",")]
+    rows = [row(case, speeds(case, arms, options.rounds)) for case in cases]
+    print("\n".join((f"| case | {' | '.join(arms)} |", f"|{'---|' * (1 + len(arms))}", *rows)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truing import ConfigError, RolloutRequest, Sampling
+from truing.model.probe import TOLERANCE
 from truing.testing import FakeWeights, tiny_model, tiny_tokenizer
 from truing_transformers.attention import Batch
 from truing_transformers.library import LibraryGenerate
@@ -52,6 +53,22 @@ def test_log_probabilities_are_those_of_plain_passes(opened, request_for, teache
     assert len(completions) == 3 * len(PROMPTS) and len({one.token_ids for one in completions}) > len(PROMPTS)
     for one in completions:
         assert torch.allclose(torch.tensor(one.token_logps), teacher_forced(model, one, temperature), atol=1e-5)
+
+
+def test_mixed_precision_samples_from_what_the_run_computes(opened, request_for):
+    """Under autocast log-probabilities are those of a pass under autocast, but for its rounding."""
+    model = tiny_model()
+    live = opened(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        completions = list(live.generate(requests_of(request_for, max_completion_length=12)))
+    gaps = []
+    for one in completions:
+        ids = torch.tensor([[*one.prompt_ids, *one.token_ids]])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(one.prompt_ids) - 1 : -1].float()
+        plain = logits.log_softmax(-1).gather(-1, ids[0, len(one.prompt_ids) :, None]).squeeze(-1)
+        gaps.append((torch.tensor(one.token_logps) - plain).abs())
+    assert 0 < torch.cat(gaps).mean() < 0.02 and torch.cat(gaps).max() < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
