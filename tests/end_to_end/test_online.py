@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 import truing
 from tests.core.good_losses import Grpo, OnlinePairs
+from tests.end_to_end.test_resume import history
 from truing import Advantages, ConfigError, PluginError, Term, TruingError
 from truing.config import RewardEntry, RolloutConfig
 from truing.loss import Layout
 from truing.testing import tiny_model, tiny_tokenizer
-from truing.testing.fakes import FakeRollout, LetterReward
+from truing.testing.fakes import FakeRollout
 
 ROWS = [{"prompt": f"{number}+{number}=", "answer": number} for number in range(10)]
-UNTIMED = ("tokens_per_second", "memory/peak_mb", "seconds/sampling", "seconds/advantages", "eval_seconds")
 
 
 @attrs.frozen(kw_only=True)
@@ -47,12 +47,18 @@ class Pairs(OnlinePairs):
 
 @attrs.frozen(kw_only=True)
 class KeepsFew(Grpo):
-    """Leaves out what was cut off."""
+    """Leaves out what was cut off, or all."""
 
     name: ClassVar[str] = "keeps-few"
+    few: bool = truing.setting(True, help="Some, not none.")
 
     def advantages(self, rollouts):
-        return attrs.evolve(super().advantages(rollouts), keep=~rollouts.truncated)
+        return attrs.evolve(super().advantages(rollouts), keep=~rollouts.truncated & self.few)
+
+
+def letter(prompt, response):
+    """The share of the letter a."""
+    return response.count("a") / max(1, len(response))
 
 
 def align(folder, method=None, *, resume=False, rewards=None, rollout=None, eval_dataset=None, **trainer):
@@ -65,7 +71,7 @@ def align(folder, method=None, *, resume=False, rewards=None, rollout=None, eval
         method=method or Grpo(),
         format="text",
         rollout=RolloutConfig(backend=FakeRollout(), **{"num_generations": 4, "max_completion_length": 6, **(rollout or {})}),
-        rewards=rewards or [LetterReward()],
+        rewards=rewards or [letter],
         output_dir=folder,
         resume=resume,
         **{"batch_size": 2, "learning_rate": 1e-3, "logging_steps": 1, **trainer},
@@ -76,18 +82,13 @@ def completions(folder):
     return [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
 
 
-def history(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in UNTIMED} for line in lines]
-
-
 def test_a_run_samples_every_prompt_once_in_an_epoch_and_records_it(tmp_path):
     state = align(tmp_path / "run", num_epochs=2)
     lines = completions(tmp_path / "run")
     assert state.step == 10 and len(lines) == 2 * len(ROWS) * 4
     assert set(Counter(line["sample"] for line in lines).values()) == {2 * 4}
     assert all(line["version"] == line["step"] - 1 and line["tokens"] <= 6 for line in lines)
-    assert all(line["reward"] == line["rewards"]["fake_letter"] for line in lines)
+    assert all(line["reward"] == line["rewards"]["letter"] for line in lines)
     by_step = [[line["reward"] for line in lines if line["step"] == step] for step in range(1, 11)]
     assert [line["reward"] for line in history(tmp_path / "run")] == pytest.approx([sum(row) / len(row) for row in by_step])
     assert {line["prompt"] for line in lines} == {row["prompt"] for row in ROWS}
@@ -143,7 +144,7 @@ def test_completions_that_the_method_leaves_out_are_not_trained_on(tmp_path):
 
 def test_a_step_of_which_nothing_is_kept_changes_no_weight(tmp_path):
     before = {name: weight.clone() for name, weight in tiny_model(tiny_tokenizer()).named_parameters()}
-    state = align(tmp_path / "run", KeepsFew(), rollout={"max_completion_length": 1, "num_generations": 2}, max_steps=1, seed=3)
+    state = align(tmp_path / "run", KeepsFew(few=False), max_steps=2)
     assert all(line["advantage"] is None for line in completions(tmp_path / "run"))
     assert all(torch.equal(weight, before[name]) for name, weight in state.model.named_parameters())
 
@@ -198,6 +199,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path, rollout, message):
 
 
 def test_an_error_of_the_method_names_it(tmp_path):
+    @attrs.frozen(kw_only=True)
     class Broken(Grpo):
         name: ClassVar[str] = "broken"
 
