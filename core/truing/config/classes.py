@@ -129,7 +129,7 @@ class RolloutConfig:
     max_completion_length: int | None = setting(
         None, gt=0, help="Most tokens of a completion; null is the method's max_completion_length, or else 256."
     )
-    temperature: float = setting(1.0, ge=0, help="Softmax temperature; 0 is greedy.")
+    temperature: float = setting(1.0, ge=0, help="Softmax temperature, of the trainer's log-probabilities too; 0 is greedy.")
     top_p: float = setting(1.0, gt=0, le=1, help="Nucleus: smallest set of tokens with at least this probability; 1 is off.")
     top_k: int = setting(0, ge=0, help="Draw from the k most probable tokens; 0 is off.")
     num_eval_generations: int | None = setting(None, gt=0, help="Completions of each prompt of eval_data; null: num_generations.")

@@ -69,6 +69,12 @@ class Head:
         factor, divisor, softcap = (number if isinstance(number, int | float) else None for number in numbers)
         return cls(causal_lm.get_output_embeddings(), float(factor or 1 / (divisor or 1)), softcap)
 
+    def at(self, temperature: float) -> Head:
+        """Return the head whose logits are this one's divided by a temperature."""
+        if temperature == 1:
+            return self
+        return Head(self.linear, self.scale / temperature, None if self.softcap is None else self.softcap / temperature)
+
     @property
     def is_linear(self) -> bool:
         """Whether it is a plain matrix, whose backward is known; one with an adapter is not."""

@@ -91,7 +91,8 @@ class Policy(nn.Module):
     head at counted positions only. For a model whose logits are more than a Head, `own_logits` asks the model itself for them.
     `value_head` and `score_head`, [1, H] each, read the decoder's output where `needs` names VALUES or SCORES. Where it names
     NO_LOGPS, the decoder and these are all that runs. Values are those of `critic`, where that is a model of its own, with a value
-    head and the same layout.
+    head and the same layout. All that is said of tokens is of the softmax of the logits divided by `temperature`, as they were
+    sampled.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Policy(nn.Module):
         self.value_head = value_head
         self.score_head = score_head
         self.critic: Policy | None = None
+        self.temperature = 1.0
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -142,9 +144,13 @@ class Policy(nn.Module):
             hidden = self._hidden(batch, needs) if needs & _READ_HIDDEN & ~of_critic or not self.own_logits else None
             if hidden is None or (self.own_logits and Needs.NO_LOGPS not in needs):
                 logits = _in_rows(lambda inputs: self.causal_lm(**inputs, use_cache=False).logits, batch, needs)
-                output = self._output(batch, needs, lambda at, targets: score_logits(logits[at], targets, needs), hidden)
+
+                def score_own(at: Tensor, targets: Tensor) -> TokenScores:
+                    return score_logits(logits[at] / self.temperature, targets, needs)
+
+                output = self._output(batch, needs, score_own, hidden)
                 return output if objective is None else objective(batch.whole(), output)
-            head = Head.of(self.causal_lm)
+            head = Head.of(self.causal_lm).at(self.temperature)
 
             def score(at: Tensor, targets: Tensor) -> TokenScores:
                 return score_tokens(hidden[at], targets, head, needs)

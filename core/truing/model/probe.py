@@ -91,14 +91,15 @@ def probed_trees(trees: Trees) -> list[PromptTree]:
 
 
 def made_up_trees(prompts: Trees, longest: int) -> list[PromptTree]:
-    """Return trees for prompts that have no completions yet: those of `probed_trees`, each with two branches of its own tokens.
+    """Return trees for prompts that have no completions yet: those of `probed_trees`, each with three branches of its own tokens.
 
-    The branches have at most `longest` tokens, and are not alike in length.
+    The branches have at most `longest` tokens, and are not all alike in length. They are three, because the probe gives them
+    alternating signs, and two of one token each could cancel.
     """
     found = []
     for tree in probed_trees(prompts):
         tokens = (tree.prompt_ids * (1 + MADE_UP_TOKENS // len(tree.prompt_ids)))[: min(longest, MADE_UP_TOKENS)]
-        rows = (tokens, tokens[: (1 + len(tokens)) // 2])
+        rows = (tokens, tokens[: (1 + len(tokens)) // 2], tokens[: (2 + len(tokens)) // 3])
         branches = tuple(Branch(token_ids=row, loss_mask=(True,) * len(row)) for row in rows)
         found.append(tree if tree.branches else attrs.evolve(tree, branches=branches))
     return found

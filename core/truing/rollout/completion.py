@@ -88,7 +88,7 @@ class WeightSource(Protocol):
 
 
 class LiveRollout(Protocol):
-    """An opened rollout backend."""
+    """An opened rollout backend. One that has `about`, a sentence on how it samples, has it said at the start of the run."""
 
     def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
         """Yield `n` completions for every request, as they finish, in any order; a failed one has finish_reason "error"."""

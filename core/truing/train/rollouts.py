@@ -60,6 +60,8 @@ class RolloutSource:
         )
         live = config.rollout.backend.open(context)
         self._opened.callback(live.close)
+        if about := getattr(live, "about", ""):
+            run.reporter.say(f"rollout: {about}")
         rewards = self._opened.enter_context(
             RewardRunner(config.rewards, context, workers=config.trainer.reward_workers, memory_mb=config.trainer.reward_memory_mb)
         )

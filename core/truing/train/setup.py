@@ -87,6 +87,10 @@ def set_up(
     plan = plan_of(config, _trees_per_step(config, accelerator))
     probed = probed_trees(data.trees) if plan is None else made_up_trees(data.trees, plan.sampling.max_completion_length)
     choice, budget = _choose_forward(config, (policy, second), probed, accelerator, reporter)
+    if plan is not None and plan.sampling.temperature > 0:  # after the probe, which compares with the model's own logits
+        for model in (policy, second):
+            if model is not None:
+                model.temperature = plan.sampling.temperature
     order = _order(config, len(data.trees), _trees_per_step(config, accelerator), plan)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)

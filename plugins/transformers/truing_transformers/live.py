@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,9 +14,6 @@ from truing import Completion, ConfigError, OpenContext, RolloutRequest, Version
 from truing_transformers.probe import choose_way
 from truing_transformers.row import Row, rows_of
 from truing_transformers.sampler import Sampler
-
-_log = logging.getLogger(__name__)
-
 
 class LiveTransformers:
     """Generates with the policy, adapter on, as it is when `generate` is called; between two completions it is untouched.
@@ -31,7 +27,7 @@ class LiveTransformers:
         self.version = 0
         self.choice = choose_way(self._policy(), max_batch_tokens)
         """How this policy is sampled, and why."""
-        _log.info("rollout transformers: %s", self.choice.reason)
+        self.about = self.choice.reason
 
     def _policy(self) -> PreTrainedModel:
         """Return the model, with an adapter's layers in it if there are any. Raises ConfigError where its weights are sharded."""
