@@ -17,9 +17,10 @@ from tests.core.good_losses import Grpo, OnlinePairs
 from tests.end_to_end.test_resume import history
 from truing import Advantages, ConfigError, PluginError, Term, TruingError
 from truing.config import RewardEntry, RolloutConfig
-from truing.loss import Layout
+from truing.loss import Layout, Needs
 from truing.testing import tiny_model, tiny_tokenizer
 from truing.testing.fakes import FakeRollout
+from truing_transformers import TransformersRollout
 
 ROWS = [{"prompt": f"{number}+{number}=", "answer": number} for number in range(10)]
 
@@ -70,7 +71,7 @@ def align(folder, method=None, *, resume=False, rewards=None, rollout=None, eval
         eval_dataset=eval_dataset,
         method=method or Grpo(),
         format="text",
-        rollout=RolloutConfig(backend=FakeRollout(), **{"num_generations": 4, "max_completion_length": 6, **(rollout or {})}),
+        rollout=RolloutConfig(**{"backend": FakeRollout(), "num_generations": 4, "max_completion_length": 6, **(rollout or {})}),
         rewards=rewards or [letter],
         output_dir=folder,
         resume=resume,
@@ -168,6 +169,28 @@ def test_groups_of_equal_rewards_are_sampled_anew(tmp_path):
     dynamic = align(tmp_path / "dynamic", Dynamic(), max_steps=1, batch_size=8).history[0]
     assert plain["frac_reward_zero_std"] > dynamic["frac_reward_zero_std"]
     assert 0 < dynamic["dynamic_sampling/resampled"] <= 5 * 8
+
+
+@attrs.frozen(kw_only=True)
+class Gap(Grpo):
+    """Measures how far the sampler's log-probabilities are from the trainer's."""
+
+    name: ClassVar[str] = "gap"
+
+    @property
+    def rollout_needs(self):
+        return Needs.REWARDS | Needs.BEHAVIOR_LOGPS
+
+    def advantages(self, rollouts):
+        gap = (rollouts.behavior_token_logps - rollouts.token_logps).abs().max()
+        return attrs.evolve(super().advantages(rollouts), metrics={"gap": Term(gap, "constant")})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampler_and_trainer_agree_on_log_probabilities(tmp_path, temperature):
+    rollout = {"backend": TransformersRollout(), "temperature": temperature}
+    state = align(tmp_path / "run", Gap(), rollout=rollout, max_steps=3)
+    assert all(0 < line["gap"] < 1e-5 for line in state.history)
 
 
 def test_what_a_failing_reward_costs(tmp_path):
