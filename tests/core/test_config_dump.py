@@ -79,5 +79,6 @@ def test_round_trip(tmp_path, name, template, modules, beta, groups, weight, see
     )
     assert load(tmp_path, dump_config(config)) == config
     rewarded = dump_config(attrs.evolve(config, rewards=(RewardEntry(reward=Brevity(), weight=weight),)))
-    assert read_text(rewarded, "f").values["rewards"] == [{"name": "brevity", "limit": 200, "weight": weight}]
+    shared = {"weight": weight, "timeout": 60.0, "on_error": "mask", "max_error_rate": 0.5}
+    assert read_text(rewarded, "f").values["rewards"] == [{"name": "brevity", "limit": 200, **shared}]
     assert interpolate(read_text(rewarded, "f")).faults == []
