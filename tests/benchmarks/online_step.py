@@ -1,9 +1,9 @@
 """Whole GRPO steps, sampling included, beside TRL's: python -m tests.benchmarks.online_step [--cases ...] [--rounds 5].
 
-TRL's arm is the library's generate() as its trainer calls it, every prompt repeated for its completions, and then its trainer's step;
-Truing's is its backend and its step. Both complete the same prompts with completions of the same lengths, and train on the same
-tokens. One thread, float32, CPU seconds; in each round the arms run on the same prompts in random order, and a round's ratio is
-TRL's seconds over Truing's. Rewards, which both would call alike, are left out.
+TRL's arm is the library's generate() as its trainer calls it, every prompt repeated for its completions, and then its trainer's
+step; Truing's is its backend and its step. Both complete the same prompts with completions of the same lengths, and train on the
+same tokens. One thread, float32, CPU seconds; in each round the arms run on the same prompts in random order, and a round's ratio
+is TRL's seconds over Truing's. Rewards, which both would call alike, are left out.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 
 import attrs
 import torch
+from transformers import PreTrainedModel
 
 from tests.benchmarks import generation
 from tests.benchmarks.against_trl import check_gradients, make_arm
-from tests.benchmarks.arms import SEED
+from tests.benchmarks.arms import SEED, Arm
 from tests.benchmarks.profiles import Case, make_batch, make_model
 from truing.data.tree import PromptTree
 
@@ -58,11 +59,15 @@ def trees_of(case: Case, seed: int) -> list[PromptTree]:
     return trees
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Return the CPU seconds that work takes."""
+def whole_step(arm: Arm, sampled: PreTrainedModel, trees: Sequence[PromptTree]) -> Seconds:
+    """Sample as many tokens as the trees have, and train on the trees."""
+    lengths = [[len(branch.token_ids) for branch in tree.branches] for tree in trees]
     started = time.process_time()
-    work()
-    return time.process_time() - started
+    with torch.no_grad():
+        WAYS[arm.name](sampled, [tree.prompt_ids for tree in trees], lengths)
+    between = time.process_time()
+    arm.step(trees)
+    return Seconds(between - started, time.process_time() - between)
 
 
 def compare(case: Case, rounds: int) -> list[dict[str, Seconds]]:
@@ -74,13 +79,7 @@ def compare(case: Case, rounds: int) -> list[dict[str, Seconds]]:
         print(f"{case.name}: {check_gradients(case, arms, trees_of(case, 0))}", flush=True)
         for seed in range(1, rounds + 1):
             trees = trees_of(case, seed)
-            prompts = [tree.prompt_ids for tree in trees]
-            lengths = [[len(branch.token_ids) for branch in tree.branches] for tree in trees]
-            done = {}
-            for arm in random.Random(seed).sample(arms, len(arms)):
-                with torch.no_grad():
-                    sampling = timed(lambda arm=arm: WAYS[arm.name](sampled, prompts, lengths))
-                done[arm.name] = Seconds(sampling, timed(lambda arm=arm: arm.step(trees)))
+            done = {arm.name: whole_step(arm, sampled, trees) for arm in random.Random(seed).sample(arms, len(arms))}
             found.append(done)
             said = (f"{name} {one.sampling:.1f} + {one.training:.1f}" for name, one in sorted(done.items()))
             print(f"  CPU seconds of sampling + training: {', '.join(said)}", flush=True)

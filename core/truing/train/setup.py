@@ -23,7 +23,7 @@ from truing.data.dataset import TreeDataset
 from truing.data.mismatched import with_mismatched
 from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
-from truing.data.tree import PromptTree, Trees
+from truing.data.tree import Trees
 from truing.errors import ModelError
 from truing.loss import Layout, Needs, all_needs, prompt_tokens_of, sees_whole_step
 from truing.model.critic import make_critic, needs_copy
@@ -77,20 +77,13 @@ def set_up(
     check_run(config, given)
     accelerator = _accelerator(config)
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
-    for warning in warnings_of(config):
-        reporter.warn(warning)
     _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
     config = _with_formats(config, given, reporter)
     tokenizer, model, data = _load(config, given, data, reporter)
     policy, second = _policy_and_second(config, given, model, data, accelerator, reporter)
     plan = plan_of(config, _trees_per_step(config, accelerator))
-    probed = probed_trees(data.trees) if plan is None else made_up_trees(data.trees, plan.sampling.max_completion_length)
-    choice, budget = _choose_forward(config, (policy, second), probed, accelerator, reporter)
-    if plan is not None and plan.sampling.temperature > 0:  # after the probe, which compares with the model's own logits
-        for model in (policy, second):
-            if model is not None:
-                model.temperature = plan.sampling.temperature
+    choice, budget = _choose_forward(config, (policy, second), data.trees, plan, accelerator, reporter)
     order = _order(config, len(data.trees), _trees_per_step(config, accelerator), plan)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)
@@ -137,7 +130,9 @@ def _claim(run_dir: RunDir, accelerator: Accelerator, *, resume: bool) -> None:
 
 
 def _with_formats(config: TrainConfig, given: Given, reporter: Reporter) -> TrainConfig:
-    """Return the configuration with a format for every dataset, and say which were chosen by looking at the data."""
+    """Return the configuration with a format for every dataset; say which were chosen by looking at the data, and warnings."""
+    for warning in warnings_of(config):
+        reporter.warn(warning)
 
     def registry() -> Registry:
         return Registry.load(quiet=True)  # what is broken was said when the configuration was read
@@ -295,18 +290,23 @@ def _warn_of_half_precision(policy: Policy, reporter: Reporter) -> None:
 def _choose_forward(
     config: TrainConfig,
     models: tuple[Policy, Policy | None],
-    probed: Sequence[PromptTree],
+    trees: Trees,
+    plan: RolloutPlan | None,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> tuple[ForwardChoice, int]:
     """Return how the policy computes, and a copy of it, and its token budget."""
     policy, second = models
+    probed = probed_trees(trees) if plan is None else made_up_trees(trees, plan.sampling.max_completion_length)
     mixed = config.trainer.mixed_precision != "no"
     choice = choose_forward(policy, probed, config.trainer.forward, accelerator.autocast if mixed else None)
     if second is not None and not is_other_model(config):
         second.adopt_forward(policy)
     if policy.critic is not None:
         policy.critic.adopt_forward(policy)
+    if plan is not None and plan.sampling.temperature > 0:  # not before, for the probe compares with the model's own logits
+        for model in filter(None, models):
+            model.temperature = plan.sampling.temperature
     shorter = min(probed, key=lambda tree: tree.num_tokens)
     needs = config.method.needs
     batch = collate([shorter], policy.layout, with_ends=Needs.SCORES in needs).to(policy.causal_lm.device)

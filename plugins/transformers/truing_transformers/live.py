@@ -15,6 +15,7 @@ from truing_transformers.probe import choose_way
 from truing_transformers.row import Row, rows_of
 from truing_transformers.sampler import Sampler
 
+
 class LiveTransformers:
     """Generates with the policy, adapter on, as it is when `generate` is called; between two completions it is untouched.
 
