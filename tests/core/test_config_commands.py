@@ -62,7 +62,7 @@ def test_check_of_an_online_run(truing, tmp_path):
         "  data      openai/gsm8k as text, weight 1",
         "  data      more.jsonl, a.json, b.json as text, weight 0.5",
         "  eval_data openai/gsm8k as text",
-        "  rollout   vllm",
+        "  rollout   vllm: 4 completions of each prompt, of up to 256 tokens",
         "  rewards   2 x brevity, 1 x brevity",
         "  step      4 prompts x 1 accumulated = 4 prompts in each process",
         "  length    max_steps 10",

@@ -34,8 +34,8 @@ def prompts(split: str) -> set[str]:
 
 def test_data_files_are_what_make_data_makes():
     make_data = importlib.import_module("make_data")
-    for split, pairs in make_data.make_pairs().items():
-        assert (QUICKSTART / f"data/{split}.jsonl").read_text(encoding="utf-8") == make_data.as_jsonl(pairs)
+    for split, made in {**make_data.make_pairs(), **make_data.make_sums()}.items():
+        assert (QUICKSTART / f"data/{split}.jsonl").read_text(encoding="utf-8") == make_data.as_jsonl(made)
 
 
 def test_held_out_prompts_are_in_nothing_that_is_trained_on():
@@ -43,6 +43,14 @@ def test_held_out_prompts_are_in_nothing_that_is_trained_on():
     model_text = {prompt for task in tasks.TASKS for prompt in (*task.split()[0], *task.drills)}
     assert len(prompts("eval")) == len(rows("eval")) == 8 * tasks.EVAL_PROMPTS_PER_TASK
     assert prompts("eval").isdisjoint(prompts("train") | model_text)
+
+
+def test_sums_are_of_the_same_sides():
+    tasks = importlib.import_module("tasks")
+    model_text = {prompt for task in tasks.TASKS for prompt in (*task.split()[0], *task.drills)}
+    assert prompts("sums") <= model_text and prompts("sums_eval").isdisjoint(model_text)
+    assert len(prompts("sums_eval")) == 2 * tasks.EVAL_PROMPTS_PER_TASK
+    assert all(tasks.check_answer(row["prompt"][0]["content"], row["answer"]) for row in rows("sums"))
 
 
 def test_a_held_out_sum_has_no_mirror_image_in_the_training_text():

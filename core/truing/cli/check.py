@@ -27,8 +27,9 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     chosen: list[str] = []
     if all(_is_there(entry, loaded) for entry in (*loaded.data, *loaded.eval_data) if entry.format is None):
         loaded, chosen = with_formats(loaded, lambda: registry)
+    summary = list(_summary(loaded))
     click.echo(f"{config} is valid.")
-    for name, value in _summary(loaded):
+    for name, value in summary:
         click.echo(f"  {name:<10}{value}")
     for line in chosen:
         click.echo(f"  {line}")
@@ -37,14 +38,19 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
 
 
 def _summary(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    from truing.rollout.plan import plan_of
+
     trainer = config.trainer
     yield "method", config.method.name
     yield "model", config.model.name + (f", training a {config.model.adapter.type} adapter" if config.model.adapter else "")
     for key, entries in (("data", config.data), ("eval_data", config.eval_data)):
         for entry in entries:
             yield key, f"{_where(entry)} as {entry.format_name}" + (f", weight {entry.weight:g}" if entry.weight else "")
-    if config.rollout is not None:
-        yield "rollout", config.rollout.backend.name
+    plan = plan_of(config, trainer.batch_size * trainer.gradient_accumulation)
+    if config.rollout is not None and plan is not None:
+        completions = f"{plan.num_generations} completions of each prompt, of up to {plan.sampling.max_completion_length} tokens"
+        again = f", each rollout batch for {plan.updates} steps" if plan.updates > 1 else ""
+        yield "rollout", f"{config.rollout.backend.name}: {completions}{again}"
     if config.rewards:
         yield "rewards", ", ".join(f"{entry.weight:g} x {entry.reward.name}" for entry in config.rewards)
     prompts = trainer.batch_size * trainer.gradient_accumulation
