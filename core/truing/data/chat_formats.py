@@ -17,14 +17,14 @@ pair's better one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
 from truing.data import columns as col
 from truing.data.chat_family import ChatFamily
-from truing.data.example import DatasetStrategy, Example
+from truing.data.example import DatasetStrategy, Example, Text
 from truing.errors import RowError
 from truing.loss import Layout
 from truing.settings import setting
@@ -41,6 +41,10 @@ class _Written(DatasetStrategy):
     def _example(self, prompt: str, *responses: str, **more: Any) -> Example:
         written = tuple(map(self.family.write_response, responses))
         return Example(prompt=prompt, responses=written, turn_end=self.family.end, **more)
+
+    def write(self, prompt: Text, answers: Sequence[str]) -> Example:
+        """Return a prompt and answers of another format in the family's markup; text that is in it already is unchanged."""
+        return self._example(self.family.write_question(prompt), *answers)
 
     def _pair(self, prompt: str, sides: tuple[str, str], names: tuple[str, str], **more: Any) -> Example:
         example = self._example(prompt, *sides, **more)
