@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quickstart"))
 
-from tasks import answers  # noqa: E402  # the quickstart's, from the folder that the line above names
+from tasks import answers  # the quickstart's, from the folder that the line above names
 
 Row = dict[str, Any]
 

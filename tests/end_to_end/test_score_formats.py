@@ -155,7 +155,10 @@ def test_a_format_that_cannot_be_is_an_error(tmp_path):
     config.write_text("method: reward-model\ndata: [{path: a, format: preference}, {path: b, format: chatml.intel}]\n")
     result = score(tmp_path / "run", tmp_path / "rows.jsonl")
     assert result.exit_code == 2
-    assert "its datasets have several, preference, chatml.intel; name the rows' format yourself" in result.stderr
+    assert "its datasets have several, preference, chatml.intel; name another with --format" in result.stderr
+    config.write_text("method: reward-model\ndata: {path: a, format: votes}\n")
+    result = score(tmp_path / "run", tmp_path / "rows.jsonl")
+    assert result.exit_code == 3 and "unknown format 'votes'" in result.stderr and "name another with --format" in result.stderr
 
 
 def test_a_function_of_the_users_reads_the_rows(tmp_path, monkeypatch):

@@ -64,8 +64,9 @@ def row_format(run: Path | None, named: str | None, tokenizer: PreTrainedTokeniz
         return RowFormat(said="format: as the columns of each row say, for there is no run's config.yaml beside the model")
     try:
         return _make(_format_in(values, path), f"that of {path}; --format says otherwise", values, path, tokenizer, registry)
-    except ConfigError as error:
-        raise ConfigError(f"the format that {path} names cannot be used: {error}; name the rows' format yourself") from error
+    except (ConfigError, PluginError) as error:
+        message = f"the format that {path} names cannot be used: {error}; name another with --format, or as the reward's format"
+        raise type(error)(message) from error
 
 
 def _format_in(values: Mapping[str, Any], path: Path) -> Any:
