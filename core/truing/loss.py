@@ -138,6 +138,30 @@ class LossInputs:
         """Repeat each branch's value for its tokens, [B] to [T]."""
         return per_branch[self.sequence_ids]
 
+    def to_go(self, per_token: Tensor, discount: float = 1.0) -> Tensor:
+        """Return the sum from each token to the end of its branch, [T] to [T], a token n further on times discount**n.
+
+        A sum over 2n tokens is made of two over n, so it takes as many vector operations as a length has binary digits.
+        """
+        span, longest = 1, int(self.lengths.max())
+        while span < longest:
+            later = per_token.new_zeros(len(per_token))
+            later[:-span] = per_token[span:].where(self.sequence_ids[span:] == self.sequence_ids[:-span], 0.0)
+            per_token, span = per_token + discount**span * later, 2 * span
+        return per_token
+
+    @property
+    def weighted_rewards(self) -> Tensor:
+        """[B] sum of the rewards that apply, each times its weight; NaN for a branch that has none. Needs REWARDS."""
+        if self.rewards is None or self.reward_weights is None:
+            raise ValueError("weighted_rewards was read, but the method's `rollout_needs` does not name Needs.REWARDS; add it")
+        return (self.rewards * self.reward_weights).nansum(1).masked_fill(self.rewards.isnan().all(1), float("nan"))
+
+    @property
+    def kept(self) -> Tensor:
+        """[B] bool: `keep`, or True for all where it is None."""
+        return self.lengths >= 0 if self.keep is None else self.keep
+
     @property
     def log_ratios(self) -> Tensor:
         """[T] log of the policy's probability over its own at the start of the update. Needs PROXIMAL_LOGPS.
@@ -333,6 +357,14 @@ def check_needs(loss: Loss) -> None:
         raise PluginError(
             f"`needs` of {loss.name} names Needs.NO_LOGPS and {contradicting}, which come of the same head; drop one of them"
         )
+
+
+def all_needs(loss: Loss) -> Needs:
+    """Return what the loss reads, and what it reads of rollouts before that, where it samples its completions."""
+    needs: Needs = loss.needs
+    if loss.layout is Layout.ROLLOUT:
+        needs |= loss.rollout_needs & ~Needs.NO_LOGPS  # type: ignore[attr-defined]  # which every method of this layout has
+    return needs
 
 
 def sees_whole_step(loss: Loss) -> bool:

@@ -1,4 +1,4 @@
-"""Writes the preference pairs of the quickstart: data/train.jsonl and data/eval.jsonl.
+"""Writes the quickstart's data: preference pairs (data/train.jsonl, data/eval.jsonl) and sums (data/sums.jsonl, data/sums_eval.jsonl).
 
 The rule: `chosen` is the right answer and nothing else. `rejected` is, for three pairs of four, the task's own mistake (see
 tasks.py), and for one of four a ramble that has the right answer in it. Both are what the quickstart's model says by itself.
@@ -20,6 +20,8 @@ from tasks import TASKS, answers
 DATA_DIR = Path(__file__).parent / "data"
 TRAIN_PAIRS_PER_TASK = 90
 RAMBLE_SHARE = 0.25
+SUMS = ("add", "subtract")
+"""The tasks of the sums."""
 
 
 def pair(prompt: str, rng: random.Random) -> dict[str, list[dict[str, str]]]:
@@ -44,17 +46,28 @@ def make_pairs() -> dict[str, list[dict[str, list[dict[str, str]]]]]:
     return {split: [pair(prompt, rng) for prompt in rng.sample(texts, len(texts))] for split, texts in prompts.items()}
 
 
+def make_sums() -> dict[str, list[dict[str, object]]]:
+    """Return the rows of each split of additions and subtractions: prompts with their answers, for methods that sample."""
+    splits = [task.split() for task in TASKS if task.name in SUMS]
+    prompts = {"sums": [prompt for train, _ in splits for prompt in train], "sums_eval": [text for _, held in splits for text in held]}
+    rng = random.Random("sums")
+    return {
+        name: [{"prompt": [{"role": "user", "content": text}], "answer": answers(text).right} for text in rng.sample(texts, len(texts))]
+        for name, texts in prompts.items()
+    }
+
+
 def as_jsonl(rows: Iterable[object]) -> str:
     """Return one line of JSON per row."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all files."""
     DATA_DIR.mkdir(exist_ok=True)
-    for split, rows in make_pairs().items():
-        (DATA_DIR / f"{split}.jsonl").write_text(as_jsonl(rows), encoding="utf-8")
-        print(f"{DATA_DIR / split}.jsonl: {len(rows)} pairs")
+    for name, rows in {**make_pairs(), **make_sums()}.items():
+        (DATA_DIR / f"{name}.jsonl").write_text(as_jsonl(rows), encoding="utf-8")
+        print(f"{DATA_DIR / name}.jsonl: {len(rows)} rows")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class Method:
     """TRL's side lays all rows end to end instead of padding them, where its trainer can."""
 
 
+GRPO = {"loss_type": "cispo", "epsilon_high": 5.0}
+"""Of fresh samples the value is an advantage times a log-probability, which can be compared; other types have the same gradient."""
 SHAPES = {
     "h256": Shape(256, 6, 4, 688),
     "h512": Shape(512, 8, 8, 1376),
@@ -87,8 +89,8 @@ METHODS = {
     "dpo": Method("dpo", 2, settings={"beta": BETA}, reference=True),
     "dpo-precomputed": Method("dpo", 2, settings={"beta": BETA}, reference=True, precomputed=True),
     "dpo-lora": Method("dpo", 2, settings={"beta": BETA}, reference=True, lora=True),
-    "grpo-1x8": Method("grpo", 8, prompts=1),
-    "grpo-3x8": Method("grpo", 8, prompts=3),
+    "grpo-1x8": Method("grpo", 8, prompts=1, settings=GRPO),
+    "grpo-3x8": Method("grpo", 8, prompts=3, settings=GRPO),
     "kto": Method("kto", 1, settings={"beta": BETA}, reference=True, mismatched=True),
     "kto-apo": Method("kto", 1, settings={"beta": BETA, "loss_type": "apo_zero_unpaired"}, reference=True),
     "orpo": Method("orpo", 2, settings={"beta": BETA}, prompt_counted=True),

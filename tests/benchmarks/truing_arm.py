@@ -13,13 +13,23 @@ from torch import nn
 
 from tests.benchmarks.arms import LEARNING_RATE, MAX_GRAD_NORM, SEED, Step
 from tests.benchmarks.profiles import ADVANTAGES, LORA_RANK, SCORE_HEAD, Case, Method, make_model, move_from_reference
-from truing.config import DataConfig, LoraConfig, ModelConfig, OutputConfig, TrainConfig, TrainerConfig
+from truing.config import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OutputConfig,
+    RewardEntry,
+    RolloutConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 from truing.data.example import DatasetStrategy, Example
-from truing.data.strategies import Preference
-from truing.data.tree import PromptTree
-from truing.loss import Layout, Loss, LossInputs, LossOutput, Needs, Term
+from truing.data.strategies import Preference, PromptText
+from truing.data.tree import PromptTree, Sampled
+from truing.loss import Layout, Loss
 from truing.model.precomputed import Precomputed
 from truing.testing import tiny_tokenizer
+from truing.testing.fakes import FakeRollout, LetterReward
 from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.order import DataOrder
@@ -36,24 +46,6 @@ PRECOMPUTED_TOKENS = 8192
 
 
 @attrs.frozen(kw_only=True)
-class FixedAdvantage(Loss):
-    """-A log pi, a mean over all tokens: GRPO on fresh samples, the advantage given by the place among a prompt's completions."""
-
-    name: ClassVar[str] = "fixed-advantage"
-    layout: ClassVar[Layout] = Layout.SINGLE
-
-    @property
-    def needs(self) -> Needs:
-        """Nothing more."""
-        return Needs.NOTHING
-
-    def __call__(self, inputs: LossInputs) -> LossOutput:
-        """Return one term."""
-        advantages = torch.tensor(ADVANTAGES, device=inputs.lengths.device).repeat(len(inputs.lengths) // len(ADVANTAGES))
-        return LossOutput([Term(-inputs.expand(advantages) * inputs.token_logps, "token")])
-
-
-@attrs.frozen(kw_only=True)
 class Completions(DatasetStrategy):
     """The same rows with one response each."""
 
@@ -65,6 +57,8 @@ class Completions(DatasetStrategy):
         return Example(prompt=row["prompt"], responses=(row["chosen"],), label=row["label"])
 
 
+FORMATS: Mapping[Layout, DatasetStrategy] = {Layout.PAIRED: Preference(), Layout.ROLLOUT: PromptText()}
+"""How ROWS are read, where it is not as Completions."""
 METHODS = {
     "dpo": "truing_dpo.DPO",
     "kto": "truing_kto.KTO",
@@ -73,14 +67,13 @@ METHODS = {
     "simpo": "truing_cpo.SimPO",
     "rm": "truing_reward_model.RewardModelLoss",
     "sft": "truing_sft.SFT",
+    "grpo": "truing_grpo.GRPO",
 }
-"""The class of each family of `profiles.METHODS`; grpo is the loss above."""
+"""The class of each family of `profiles.METHODS`."""
 
 
 def make_method(method: Method) -> Loss:
     """Return the method with its settings."""
-    if method.family == "grpo":
-        return FixedAdvantage()
     module, name = METHODS[method.family].split(".")
     made: Loss = getattr(import_module(module), name)(**method.settings)
     return made
@@ -128,10 +121,19 @@ class TruingArm:
 
     def step(self, trees: Sequence[PromptTree]) -> Step:
         """Run one step on the trees, in an order of the run's own."""
+        if self.run.loss.layout is Layout.ROLLOUT:
+            trees = [_with_advantages(tree) for tree in trees]
         result = train_step(_with_trees(self.run, trees))
         self.run.state.step += 1
         metrics = {name: float(value) for name, value in result.metrics.items()}
         return Step(metrics["loss"], metrics["grad_norm"], metrics)
+
+
+def _with_advantages(tree: PromptTree) -> PromptTree:
+    """Return the tree as the driver of online methods makes it of completions that were sampled and scored."""
+    known = [Sampled(rewards=(advantage,), advantage=advantage) for advantage in ADVANTAGES]
+    pairs = zip(tree.branches, known, strict=True)
+    return attrs.evolve(tree, branches=tuple(attrs.evolve(branch, sampled=sampled) for branch, sampled in pairs))
 
 
 def _with_trees(run: Run, trees: Sequence[PromptTree]) -> Run:
@@ -150,10 +152,15 @@ def _config(case: Case, folder: Path) -> TrainConfig:
         max_tokens_per_batch=case.tokens_per_batch,
         seed=SEED,
     )
+    online: dict[str, Any] = {}
+    if method.layout is Layout.ROLLOUT:
+        rollout = RolloutConfig(backend=FakeRollout(), max_completion_length=case.profile.completion[1])
+        online = {"rollout": rollout, "rewards": (RewardEntry(reward=LetterReward()),)}
     return TrainConfig(
+        **online,
         method=method,
         model=ModelConfig(name="given", adapter=LoraConfig(r=LORA_RANK) if case.method.lora else None),
-        data=(DataConfig(path="given", format=Preference() if method.layout is Layout.PAIRED else Completions()),),
+        data=(DataConfig(path="given", format=FORMATS.get(method.layout, Completions())),),
         trainer=trainer,
         output=OutputConfig(dir=folder / "truing"),
     )

@@ -87,7 +87,17 @@ class Server:
     """Samples elsewhere."""
 
     name: ClassVar[str] = "vllm"
-    num_generations: int = setting(8, gt=0, help="Completions per prompt.")
+    port: int = setting(8000, gt=0, help="Port.")
+
+    def open(self, context):
+        raise NotImplementedError
+
+
+@attrs.frozen(kw_only=True)
+class InProcess:
+    """Samples here."""
+
+    name: ClassVar[str] = "transformers"
 
     def open(self, context):
         raise NotImplementedError
@@ -112,7 +122,7 @@ REGISTRY = Registry.from_modules(
             register_loss=[Pairs, Sampled],
             register_dataset_strategy=[Columns],
             register_reward=[Brevity, Careless],
-            register_rollout=[Server],
+            register_rollout=[Server, InProcess],
         )
     }
 )
@@ -144,7 +154,7 @@ data:
   - {path: openai/gsm8k, name: main, format: text, weight: 1}
   - {path: more.jsonl, format: text, weight: 0.5, data_files: [a.json, b.json]}
 eval_data: {path: openai/gsm8k, name: main, split: test, format: text}
-rollout: {name: vllm, num_generations: 4}
+rollout: {name: vllm, port: 9000, num_generations: 4}
 rewards:
   - {name: brevity, limit: 7, weight: 2}
   - brevity

@@ -89,7 +89,7 @@ class Grpo(OnlineLoss):
         return Advantages(values.flatten(), metrics={"reward": Term(rewards, "sequence")})
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        ratio = (inputs.token_logps - inputs.proximal_token_logps).exp()
+        ratio = inputs.log_ratios.exp()
         weights = inputs.expand(inputs.advantages if inputs.keep is None else inputs.advantages * inputs.keep)
         return LossOutput([Term(-torch.minimum(ratio * weights, ratio.clamp(0.8, 1.2) * weights), "token")])
 
@@ -116,7 +116,7 @@ class Stateful(Grpo):
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         keep = torch.ones_like(inputs.lengths) if inputs.keep is None else inputs.keep
-        policy = (inputs.token_logps - inputs.proximal_token_logps).exp() * inputs.advantages
+        policy = inputs.log_ratios.exp() * inputs.advantages
         values = (inputs.token_values - inputs.columns["returns"]) ** 2
         counted = inputs.expand(keep.to(policy.dtype))
         return LossOutput([Term(-policy * counted, "token"), Term(values * counted, "token", 0.1)], state=inputs.state)

@@ -14,7 +14,17 @@ import torch
 import truing
 from tests.core.config_fakes import REGISTRY, Brevity, Pairs, Sampled, Server
 from truing import ConfigError, Layout, Loss, Needs, setting
-from truing.config import DataConfig, ModelConfig, OutputConfig, RewardEntry, TrainConfig, TrainerConfig, build_config, checked
+from truing.config import (
+    DataConfig,
+    ModelConfig,
+    OutputConfig,
+    RewardEntry,
+    RolloutConfig,
+    TrainConfig,
+    TrainerConfig,
+    build_config,
+    checked,
+)
 from truing.data.strategies import Preference, PromptText
 
 
@@ -83,12 +93,12 @@ def test_rewards_and_rollouts_stay_instances():
     config = by_hand(
         method=Sampled(),
         data=DataConfig(path="d.jsonl", format=PromptText()),
-        rollout=Server(num_generations=2),
+        rollout=RolloutConfig(backend=Server(port=9000), num_generations=2),
         rewards=[RewardEntry(reward=Brevity(limit=7), weight=2)],
     )
     result = checked(config, registry=REGISTRY)
     assert result.rewards == (RewardEntry(reward=Brevity(limit=7), weight=2.0),)
-    assert result.rollout == Server(num_generations=2)
+    assert result.rollout == RolloutConfig(backend=Server(port=9000), num_generations=2)
 
 
 def test_all_faults_come_in_one_error():

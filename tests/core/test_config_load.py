@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.config_fakes import DPO, ONLINE, REGISTRY, Brevity, Pairs, Sampled, Server, failure, load
+from tests.core.config_fakes import DPO, ONLINE, REGISTRY, Brevity, InProcess, Pairs, Sampled, Server, failure, load
 from truing import ConfigError, PluginError
-from truing.config import RewardEntry, build_config, dump_config
+from truing.config import RewardEntry, RolloutConfig, build_config, dump_config
 from truing.data.strategies import FunctionStrategy, Preference
 from truing.registry import Registry
 from truing.rewards import DefaultReward, FunctionReward, reward_registry
@@ -45,10 +45,23 @@ def test_a_rollout_method_without_rewards_gets_the_default_reward(tmp_path):
     assert load(tmp_path, DPO).rewards == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "rollout"),
+    [
+        ("", RolloutConfig(backend=InProcess())),
+        ("rollout: {num_generations: 2}", RolloutConfig(backend=InProcess(), num_generations=2)),
+        ("rollout: vllm", RolloutConfig(backend=Server())),
+        ("rollout: {name: vllm, temperature: 0.5}", RolloutConfig(backend=Server(), temperature=0.5)),
+    ],
+)
+def test_a_rollout_without_a_name_is_of_the_default_backend(tmp_path, text, rollout):
+    assert load(tmp_path, f"{DPO}{text}\n", "method=grpo", "data.format=text").rollout == rollout
+
+
 def test_plugins_by_name_and_by_mapping(tmp_path):
     config = load(tmp_path, ONLINE)
     assert config.method == Sampled(beta=0.001)
-    assert config.rollout == Server(num_generations=4)
+    assert config.rollout == RolloutConfig(backend=Server(port=9000), num_generations=4)
     assert config.rewards == (RewardEntry(reward=Brevity(limit=7), weight=2.0), RewardEntry(reward=Brevity()))
     assert config.model.adapter.target_modules == ("q_proj", "v_proj")
     assert [entry.weight for entry in config.data] == [1.0, 0.5]
@@ -272,7 +285,7 @@ def test_functions_beside_the_file(tmp_path):
     function = FunctionReward(name="mine.short", base_dir=tmp_path)
     assert rewards == (RewardEntry(reward=function), RewardEntry(reward=function, weight=2.0))
     sampled = load(tmp_path, ONLINE, "rollout=mine.draw")
-    assert sampled.rollout == FunctionRollout(name="mine.draw", base_dir=tmp_path)
+    assert sampled.rollout.backend == FunctionRollout(name="mine.draw", base_dir=tmp_path)
     assert "rollout: mine.draw" in dump_config(sampled)
 
 

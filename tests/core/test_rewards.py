@@ -216,7 +216,7 @@ def test_registry_refuses_taken_bad_and_unknown_names():
     registry.register("letter")(LetterReward)
     with pytest.raises(ConfigError, match=r"'letter' is taken by truing.testing.fakes.LetterReward"):
         registry.register("letter")(batch_without_columns)
-    with pytest.raises(ConfigError, match=r"'default' is taken by truing.rewards.DefaultReward"):
+    with pytest.raises(ConfigError, match=r"'default' is taken by truing.rewards.contract.DefaultReward"):
         registry.register("default")(batch_without_columns)
     with pytest.raises(ConfigError, match="'My-Reward' is not allowed; use lower-case words joined by \"_\""):
         registry.register("My-Reward")

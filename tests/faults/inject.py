@@ -56,7 +56,7 @@ def buffered() -> None:
     """Let the runs of this process draw their trees into a buffer."""
 
     def make(trees: Trees, order: DataOrder) -> BufferedSource:
-        return BufferedSource(trees, order.per_step)
+        return BufferedSource(trees, order.per_lot)
 
     truing.train.setup.make_source = make
 

@@ -44,7 +44,7 @@ def _summary(config: TrainConfig) -> Iterator[tuple[str, str]]:
         for entry in entries:
             yield key, f"{_where(entry)} as {entry.format_name}" + (f", weight {entry.weight:g}" if entry.weight else "")
     if config.rollout is not None:
-        yield "rollout", config.rollout.name
+        yield "rollout", config.rollout.backend.name
     if config.rewards:
         yield "rewards", ", ".join(f"{entry.weight:g} x {entry.reward.name}" for entry in config.rewards)
     prompts = trainer.batch_size * trainer.gradient_accumulation

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import click
 
-from truing.loss import Layout, Loss, Needs
+from truing.loss import Layout, Loss, Needs, all_needs
 from truing.registry import Registry
 from truing.registry.contract import required_settings
 
@@ -96,7 +96,7 @@ def _models_and_memory(cls: type[Loss]) -> tuple[str, str]:
     if required_settings(cls):
         return "policy, more by its settings", "1 x the model, more by its settings"
     method: Any = cls()
-    needs: Needs = method.needs | getattr(method, "rollout_needs", Needs.NOTHING)
+    needs = all_needs(method)
     memory = "2 x the model, 1 x with an adapter" if Needs.REFERENCE_LOGPS in needs else "1 x the model"
     return ", ".join(["policy", *(word for need, word in _MODELS.items() if need in needs)]), memory
 

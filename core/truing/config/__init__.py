@@ -7,6 +7,7 @@ from truing.config.classes import (
     OutputConfig,
     ReferenceConfig,
     RewardEntry,
+    RolloutConfig,
     TrainConfig,
     TrainerConfig,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "OutputConfig",
     "ReferenceConfig",
     "RewardEntry",
+    "RolloutConfig",
     "TrainConfig",
     "TrainerConfig",
     "build_config",

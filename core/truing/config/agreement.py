@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from truing.config.classes import DataConfig, ModelConfig, TrainConfig, TrainerConfig
 from truing.config.faults import KeyPath, show
 from truing.data.files import file_type
-from truing.loss import Layout, Needs
+from truing.loss import Layout, Needs, all_needs
 from truing.rewards import DEFAULT_WARNING, DefaultReward
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _unpair(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[K
 
 def _reference(method: Any, model: ModelConfig) -> Iterator[tuple[KeyPath, str]]:
     settings = model.reference_settings
-    if Needs.REFERENCE_LOGPS not in method.needs:
+    if Needs.REFERENCE_LOGPS not in all_needs(method):
         asked: dict[KeyPath, Any] = {
             ("precompute_reference",): model.precompute_reference,
             ("reference", "name"): settings.name,
@@ -104,6 +104,9 @@ def _reference(method: Any, model: ModelConfig) -> Iterator[tuple[KeyPath, str]]
         for key, value in asked.items():
             if value:
                 yield ("model", *key), f"is {show(value)}, but {method.name} with these settings uses no reference; remove it"
+    elif model.precompute_reference and method.layout is Layout.ROLLOUT:
+        message = f"takes the reference's log-probabilities of the data's completions, and {method.name} samples its own; remove it"
+        yield ("model", "precompute_reference"), message
     elif model.precompute_reference and settings.sync_steps is not None:
         message = (
             "keeps log-probabilities of a reference that stays as it is, and with model.reference.sync_steps it follows the "

@@ -118,6 +118,30 @@ class RewardEntry:
     )
 
 
+DEFAULT_ROLLOUT = "transformers"
+"""The backend of a rollout that names none."""
+
+
+@attrs.frozen(kw_only=True)
+class RolloutConfig:
+    """Where an online method's completions come from, how many there are and how they are drawn."""
+
+    backend: Rollout
+    num_generations: int | None = setting(None, gt=0, help="Completions of each prompt; null is what the method is used to.")
+    prompts_per_batch: int | None = setting(
+        None, gt=0, help="Prompts that are completed before the weights change; null: those of method.num_minibatches steps."
+    )
+    max_completion_length: int | None = setting(
+        None, gt=0, help="Most tokens of a completion; null is the method's max_completion_length, or else 256."
+    )
+    temperature: float = setting(1.0, ge=0, help="Softmax temperature; 0 is greedy.")
+    top_p: float = setting(1.0, gt=0, le=1, help="Nucleus: smallest set of tokens with at least this probability; 1 is off.")
+    top_k: int = setting(0, ge=0, help="Draw from the k most probable tokens; 0 is off.")
+    num_eval_generations: int | None = setting(None, gt=0, help="Completions of each prompt of eval_data; null: num_generations.")
+    pass_reward: float = setting(1.0, help="A completion whose weighted rewards sum to this or more passes (eval_pass@k).")
+    table_steps: int | None = setting(None, gt=0, help="Steps between tables of samples in the terminal; null: ten in a run.")
+
+
 @attrs.frozen(kw_only=True)
 class TrainerConfig:
     """The loop. Names are those of transformers' TrainingArguments where one exists."""
@@ -163,6 +187,12 @@ class TrainerConfig:
     skip_spikes: float | None = setting(
         None, gt=0, help="Leave out a step whose log gradient norm is so many deviations above the last good ones'; null never."
     )
+    reward_workers: int | None = setting(
+        None, gt=0, help="Processes that call the rewards named in a configuration; null is one for each CPU, up to 4."
+    )
+    reward_memory_mb: int = setting(
+        4096, gt=0, help="Memory that each of these processes may allocate, in MiB; a call that needs more fails."
+    )
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting((), help="Trackers to send metrics to.")
 
 
@@ -182,7 +212,7 @@ class TrainConfig:
     model: ModelConfig = setting(help="The model.")
     data: tuple[DataConfig, ...] = setting(help="A dataset, or a list of them: concatenated, or mixed by weight.")
     eval_data: tuple[DataConfig, ...] = setting((), help="Data to evaluate on, like data.")
-    rollout: Rollout | None = setting(None, help="Where an online method's completions come from.")
+    rollout: RolloutConfig | None = setting(None, help="Where an online method's completions come from.")
     rewards: tuple[RewardEntry, ...] = setting((), help="What scores an online method's completions.")
     trainer: TrainerConfig = setting(factory=TrainerConfig, help="The loop.")
     output: OutputConfig = setting(help="Where the run writes.")

@@ -13,9 +13,9 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from truing.config import classes
-from truing.config.classes import RewardEntry, TrainConfig
+from truing.config.classes import TrainConfig
 from truing.config.reading import scalar
-from truing.config.structure import settings_of
+from truing.config.structure import ENTRY_SLOTS, settings_of, shared_settings
 from truing.redact import HIDDEN, redact, says_secret, with_references
 
 
@@ -51,9 +51,10 @@ def plain(value: Any, *, secret: bool = False) -> Any:
 
     What is secret, all of it with `secret`, is a reference to the environment.
     """
-    if isinstance(value, RewardEntry):
-        reward = plain(value.reward)
-        return {**({"name": reward} if isinstance(reward, str) else reward), "weight": value.weight}
+    if type(value) in ENTRY_SLOTS:
+        plugin = plain(getattr(value, ENTRY_SLOTS[type(value)]))
+        shared = {field.name: getattr(value, field.name) for field in shared_settings(type(value))}
+        return {**({"name": plugin} if isinstance(plugin, str) else plugin), **_plain_items(shared, secret=secret)}
     if attrs.has(type(value)):
         settings = _plain_items({field.name: getattr(value, field.name) for field in settings_of(type(value))}, secret=secret)
         if type(value).__module__ == classes.__name__:

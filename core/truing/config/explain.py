@@ -8,11 +8,19 @@ from typing import Any, get_args
 
 import attrs
 
-from truing.config.classes import RewardEntry, TrainConfig
+from truing.config.classes import TrainConfig
 from truing.config.dump import plain
 from truing.config.failures import OTHER_TOOLS
 from truing.config.faults import KeyPath, dotted, show
-from truing.config.structure import PLUGIN_TYPES, Field, describe_type, is_list, is_union, setting_of, settings_of
+from truing.config.structure import (
+    Field,
+    describe_type,
+    entry_kind,
+    is_list,
+    is_union,
+    settings_of,
+    shared_settings,
+)
 from truing.errors import ConfigError
 from truing.registry import KIND_WORDS, Kind, Registry
 from truing.settings import describe_bounds
@@ -58,16 +66,22 @@ def _catalog(registry: Registry) -> Iterator[tuple[str, str]]:
 def _section(cls: type, path: KeyPath, registry: Registry) -> Iterator[tuple[str, str]]:
     for field in settings_of(cls):
         here = (*path, field.name)
-        kinds = [PLUGIN_TYPES.get(type_, "reward") for type_ in _leaf_types(field.type) if type_ in {*PLUGIN_TYPES, RewardEntry}]
-        sections = [type_ for type_ in _leaf_types(field.type) if attrs.has(type_) and type_ is not RewardEntry]
+        leaves = _leaf_types(field.type)
+        kinds = [kind for type_ in leaves if (kind := entry_kind(type_)) is not None]
+        sections = [type_ for type_ in leaves if attrs.has(type_) and entry_kind(type_) is None]
+        shared = [below for type_ in leaves for below in shared_settings(type_)]
         lines = [_field(field, dotted(here))]
-        lines += [f"  {below.name:<23} {below.metadata['help']}" for section in sections for below in settings_of(section)]
+        below_all = [*(below for section in sections for below in settings_of(section)), *shared]
+        lines += [f"  {below.name:<23} {below.metadata['help']}" for below in below_all]
         lines += [f"  {cls.name:<27} {_summary(cls)}" for kind in kinds for cls in registry.classes(kind)]
         yield dotted(here), "\n".join(lines)
         for section in sections:
             yield from _section(section, here, registry)
         for kind in kinds:
             yield from _plugin_keys(kind, here, registry)
+            for below in shared:
+                key = dotted((*here, below.name))
+                yield key, _field(below, key, f" of every {KIND_WORDS[kind]}")
 
 
 def _leaf_types(type_: Any) -> list[Any]:
@@ -81,9 +95,6 @@ def _plugin_keys(kind: Kind, path: KeyPath, registry: Registry) -> Iterator[tupl
         for field in settings_of(cls):
             text = _field(field, dotted((*path, field.name)), f" of the {KIND_WORDS[kind]} {cls.name}")
             yield dotted((*path, field.name)), f"{text}\n    {_origin(kind, cls.name, registry)}"
-    if kind == "reward":
-        weight = setting_of(RewardEntry, "weight")
-        yield dotted((*path, "weight")), _field(weight, dotted((*path, "weight")), " of every reward")
 
 
 def _plugin(cls: Any, kind: Kind, registry: Registry) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import cattrs
 from cattrs.errors import ForbiddenExtraKeysError
 
-from truing.config.classes import DataConfig, ModelConfig, OutputConfig, RewardEntry, TrainerConfig
+from truing.config.classes import DataConfig, ModelConfig, OutputConfig, RewardEntry, RolloutConfig, TrainerConfig
 from truing.config.faults import Fault, KeyPath, WrongValueError, dotted
 from truing.config.reading import Document
-from truing.config.structure import setting_of, settings_of
+from truing.config.structure import ENTRY_SLOTS, setting_of, settings_of, shared_settings
 from truing.errors import ConfigError, PluginError
 from truing.suggest import closest
 
@@ -64,8 +64,8 @@ def _class_faults(error: cattrs.ClassValidationError, document: Document, path: 
             if note.name not in meant.values() and (*path, note.name) not in document.unresolved:
                 yield Fault(document.place(path), f"{dotted((*path, note.name))} is required: {_help(error.cl, note.name)}")
         else:
-            # the YAML writes a reward's settings beside its weight
-            below = path if error.cl is RewardEntry and note.name == "reward" else (*path, note.name)
+            # the YAML writes a plugin's settings beside those of its entry
+            below = path if ENTRY_SLOTS.get(error.cl) == note.name else (*path, note.name)
             yield from faults_of(other, document, below)
     for other in others:
         if not isinstance(other, ForbiddenExtraKeysError):
@@ -79,10 +79,11 @@ def _meant(key: str, cls: Any, path: KeyPath) -> str | None:
 
 
 def _keys(cls: Any, path: KeyPath) -> list[str]:
-    """Return the keys that a mapping may have: the fields, and what names and weighs a plugin."""
-    slot = [part for part in path if isinstance(part, str)]
-    extra = {"rewards": ["name", "weight"], "method": ["name"], "rollout": ["name"], "format": ["name"]}
-    return [field.name for field in settings_of(cls)] + extra.get(slot[-1] if slot else "", [])
+    """Return the keys that a mapping may have: the fields, and those that stand beside a plugin's own."""
+    slot = ([part for part in path if isinstance(part, str)] or [""])[-1]
+    entry = {"rewards": RewardEntry, "rollout": RolloutConfig}.get(slot)
+    beside = [field.name for field in shared_settings(entry)] if entry is not None else []
+    return [*(field.name for field in settings_of(cls)), *(["name"] if entry or slot in ("method", "format") else []), *beside]
 
 
 def _hint(key: str, near: str | None, path: KeyPath, known: list[str]) -> str:

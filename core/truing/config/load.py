@@ -11,7 +11,7 @@ import attrs
 import cattrs
 
 from truing.config.agreement import disagreements
-from truing.config.classes import RewardEntry, TrainConfig
+from truing.config.classes import DEFAULT_ROLLOUT, RewardEntry, RolloutConfig, TrainConfig
 from truing.config.failures import faults_of
 from truing.config.faults import Fault, Place, dotted, raise_faults
 from truing.config.interpolation import interpolate, leaves
@@ -71,9 +71,18 @@ def _build(document: Document, registry: Registry, base_dir: Path) -> TrainConfi
         faults.append(Fault(document.place(path), f"{dotted(path)} {message}"))
     raise_faults(faults)
     remember(config)
-    if layout is Layout.ROLLOUT and not config.rewards:
-        config = attrs.evolve(config, rewards=(RewardEntry(reward=registry.get("reward", "default")()),))
+    if layout is Layout.ROLLOUT:
+        config = _with_online_defaults(config, registry)
     return attrs.evolve(config, base_dir=base_dir)
+
+
+def _with_online_defaults(config: TrainConfig, registry: Registry) -> TrainConfig:
+    """Return the configuration with a rollout and a reward, where it names none."""
+    if config.rollout is None:
+        config = attrs.evolve(config, rollout=RolloutConfig(backend=registry.get("rollout", DEFAULT_ROLLOUT)()))
+    if not config.rewards:
+        config = attrs.evolve(config, rewards=(RewardEntry(reward=registry.get("reward", "default")()),))
+    return config
 
 
 def _left_out(document: Document) -> Iterator[Fault]:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import cattrs
 
-from truing.config.classes import DataConfig, RewardEntry
+from truing.config.classes import DEFAULT_ROLLOUT, DataConfig, RolloutConfig
 from truing.config.faults import WrongValueError, show
 from truing.config.instances import checked_settings
-from truing.config.structure import PLUGIN_TYPES, strict_converter
+from truing.config.structure import ENTRY_SLOTS, PLUGIN_TYPES, StructureHook, shared_settings, strict_converter
 from truing.data.unpair import takes_apart
 from truing.errors import ConfigError, PluginError
 from truing.loss import Layout
@@ -34,8 +33,8 @@ def plugin_converter(registry: Registry, *, layout: Layout | None, base_dir: Pat
     converter.register_structure_hook_func(
         lambda type_: type_ in PLUGIN_TYPES, lambda value, type_: slots.fill(PLUGIN_TYPES[type_], value)
     )
-    structure_entry = converter.get_structure_hook(RewardEntry)
-    converter.register_structure_hook(RewardEntry, lambda value, type_: structure_entry(_reward_and_rest(value), type_))
+    for entry in ENTRY_SLOTS:
+        converter.register_structure_hook(entry, _entry_hook(entry, converter.get_structure_hook(entry)))
     structure_data = converter.get_structure_hook(DataConfig)
 
     def data(value: Any, type_: Any) -> Any:
@@ -51,15 +50,20 @@ def _asks_to_unpair(value: Any) -> bool:
     return (value.get("unpair") if isinstance(value, Mapping) else getattr(value, "unpair", None)) is True
 
 
-def _reward_and_rest(value: Any) -> Any:
-    """Return an entry with the reward's own keys apart from those that every entry may have."""
-    if isinstance(value, RewardEntry):
-        return value
+def _entry_hook(entry: type, structure: StructureHook) -> StructureHook:
+    return lambda value, type_: structure(value if isinstance(value, entry) else _plugin_and_rest(entry, value), type_)
+
+
+def _plugin_and_rest(entry: type, value: Any) -> dict[str, Any]:
+    """Return an entry with the plugin's own keys apart from those that every entry may have."""
+    slot = ENTRY_SLOTS[entry]
     if not isinstance(value, Mapping):
-        return {"reward": value}
-    shared = attrs.fields_dict(RewardEntry).keys() - {"reward"}
-    reward = {key: item for key, item in value.items() if key not in shared}
-    return {"reward": reward, **{key: item for key, item in value.items() if key in shared}}
+        return {slot: value}
+    shared = {field.name for field in shared_settings(entry)}
+    plugin = {key: item for key, item in value.items() if key not in shared}
+    if entry is RolloutConfig and "name" not in plugin and not any(closest("name", [key]) for key in map(str, plugin)):
+        plugin["name"] = DEFAULT_ROLLOUT
+    return {slot: plugin, **{key: item for key, item in value.items() if key in shared}}
 
 
 class _Slots:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 import attrs
 import msgspec
 
-from truing.config.classes import RewardEntry, TrainConfig
-from truing.config.structure import PLUGIN_TYPES, Field, is_list, is_union, setting_of, settings_of
+from truing.config.classes import DEFAULT_ROLLOUT, TrainConfig
+from truing.config.structure import Field, entry_kind, is_list, is_union, settings_of, shared_settings
 
 if TYPE_CHECKING:
     from truing.registry import Kind, Registry
@@ -37,7 +37,7 @@ class _Structs:
         self.made: dict[tuple[str, str], type[msgspec.Struct]] = {}
 
     def struct(
-        self, title: str, settings: Sequence[Field], *first: tuple[str, Any], module: str = __name__
+        self, title: str, settings: Sequence[Field], *first: tuple[Any, ...], module: str = __name__
     ) -> type[msgspec.Struct]:
         """Return the struct of a class; the same for the same title of the same module."""
         if (title, module) not in self.made:
@@ -56,10 +56,9 @@ class _Structs:
         return field.name, Annotated[Union[type_, None], described], default  # noqa: UP007  # null is every key's default
 
     def _type(self, type_: Any, bounds: msgspec.Meta) -> Any:
-        if type_ in PLUGIN_TYPES:
-            return self._slot(PLUGIN_TYPES[type_])
-        if type_ is RewardEntry:
-            return self._slot("reward")
+        kind = entry_kind(type_)
+        if kind is not None:
+            return self._slot(kind, shared_settings(type_))
         if attrs.has(type_):
             return self.struct(type_.__name__, settings_of(type_), module=type_.__module__)
         if is_union(type_):
@@ -71,20 +70,20 @@ class _Structs:
             return str
         return Annotated[type_, bounds] if type_ in (int, float) else type_
 
-    def _slot(self, kind: Kind) -> Any:
+    def _slot(self, kind: Kind, shared: Sequence[Field]) -> Any:
         by_name: dict[str, list[Any]] = {}
         for cls in self.registry.classes(kind):
             by_name.setdefault(cls.name, []).append(cls)
-        weight = [setting_of(RewardEntry, "weight")] if kind == "reward" else []
-        functions = kind in ("reward", "dataset_strategy")
+        functions = kind in ("reward", "dataset_strategy", "rollout")
         choices: list[dict[str, Any]] = [{"enum": list(by_name)}] if by_name else []
         if functions:
             choices.append(_FUNCTION)
         for name, classes in by_name.items():
             settings = list({field.name: field for cls in classes for field in settings_of(cls)}.values())
-            struct = self.struct(f"{kind}.{name}", [*settings, *weight], ("name", Literal[name]))
+            default = (name,) if kind == "rollout" and name == DEFAULT_ROLLOUT else ()
+            struct = self.struct(f"{kind}.{name}", [*settings, *shared], ("name", Literal[name], *default))
             choices.append({"$ref": f"#/$defs/{struct.__name__}"})
         if functions:
-            struct = self.struct(f"{kind}.function", weight, ("name", Annotated[str, msgspec.Meta(extra_json_schema=_FUNCTION)]))
+            struct = self.struct(f"{kind}.function", shared, ("name", Annotated[str, msgspec.Meta(extra_json_schema=_FUNCTION)]))
             choices.append({"$ref": f"#/$defs/{struct.__name__}"})
         return Annotated[Any, msgspec.Meta(extra_json_schema={"anyOf": choices or [{"not": {}}]})]

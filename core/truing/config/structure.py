@@ -10,14 +10,14 @@ import numbers
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, cast, get_args, get_origin
 
 import attrs
 import cattrs
 from cattrs.cols import homogenous_tuple_structure_factory, list_structure_factory
 from cattrs.gen import make_dict_structure_fn, override
 
-from truing.config.classes import RewardEntry
+from truing.config.classes import RewardEntry, RolloutConfig
 from truing.config.faults import WrongValueError, show
 from truing.config.reading import scalar
 from truing.data.example import DatasetStrategy
@@ -37,6 +37,8 @@ LISTS: tuple[Any, ...] = (tuple, list, Sequence)
 _ARTICLES = {int: "an int", float: "a float", bool: "true or false", str: "a string", Path: "a path"}
 PLUGIN_TYPES: Mapping[type, Kind] = {Loss: "loss", DatasetStrategy: "dataset_strategy", Reward: "reward", Rollout: "rollout"}
 """The kind of plugin that a field of each type names."""
+ENTRY_SLOTS: Mapping[type, str] = {RewardEntry: "reward", RolloutConfig: "backend"}
+"""Classes whose keys are written beside those of a plugin, and the field that the plugin is."""
 _BOOL_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
@@ -44,6 +46,17 @@ def settings_of(cls: type) -> tuple[Field, ...]:
     """Return the fields of a class that are keys of the YAML, with their types resolved."""
     attrs.resolve_types(cls)
     return tuple(field for field in attrs.fields(cls) if field.init and not field.metadata.get("internal"))
+
+
+def shared_settings(entry: type) -> tuple[Field, ...]:
+    """Return the keys that any plugin's mapping may have where a class of ENTRY_SLOTS is read; none for another class."""
+    return tuple(field for field in settings_of(entry) if field.name != ENTRY_SLOTS[entry]) if entry in ENTRY_SLOTS else ()
+
+
+def entry_kind(type_: Any) -> Kind | None:
+    """Return the kind of plugin that a type is, or that an entry of this type has beside its own keys."""
+    slot = setting_of(type_, ENTRY_SLOTS[type_]).type if type_ in ENTRY_SLOTS else type_
+    return PLUGIN_TYPES.get(cast(Any, slot))
 
 
 def setting_of(cls: type, name: str) -> Field:
@@ -62,7 +75,7 @@ def describe_type(type_: Any) -> str:
         return _describe_union([member for member in get_args(type_) if member is not types.NoneType])
     if is_list(type_):
         return f"a list (each {describe_type(get_args(type_)[0])})"
-    if type_ in {*PLUGIN_TYPES, RewardEntry}:
+    if type_ in {*PLUGIN_TYPES, *ENTRY_SLOTS}:
         return "a name or a mapping"
     return "a mapping" if attrs.has(type_) or is_mapping(type_) else getattr(type_, "__name__", str(type_))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from truing.data.layouts import Forward, place, predictions
 from truing.data.row import RowLayout
-from truing.data.tree import MISMATCHED, PromptTree
+from truing.data.tree import MISMATCHED, PromptTree, Sampled
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -60,6 +60,14 @@ class TreeBatch:
     """[B] float, where any tree has one; 0 for one that has none."""
     ends: Tensor | None
     """[B] int64, the flat position of each branch's last token, where that is an input."""
+    columns: Mapping[str, Tensor]
+    """[T] each: what is known of sampled completions' counted tokens."""
+    rewards: Tensor | None
+    """[B, R] of sampled completions."""
+    truncated: Tensor | None
+    """[B] bool, of sampled completions."""
+    advantages: Tensor | None
+    """[B] of sampled completions, where the method gives each one number."""
     slots: int
     """Positions that the forward computes, padding included."""
     num_inputs: int
@@ -104,18 +112,23 @@ class TreeBatch:
             ranks=None if self.ranks is None else self.ranks[branches],
             margins=None if self.margins is None else self.margins[branches],
             ends=None if self.ends is None else self.ends[branches],
+            columns={name: column[tokens] for name, column in self.columns.items()},
+            rewards=None if self.rewards is None else self.rewards[branches],
+            truncated=None if self.truncated is None else self.truncated[branches],
+            advantages=None if self.advantages is None else self.advantages[branches],
         )
         return BatchPart(part, tokens, prompt_tokens, branches, mismatched)
 
     def to(self, device: torch.device) -> TreeBatch:
         """Return the batch with every tensor on the device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: getattr(self, field.name).to(device, non_blocking=True)
             for field in attrs.fields(TreeBatch)
             if isinstance(getattr(self, field.name), Tensor)
         }
         later = None if self.later_inputs is None else _moved(self.later_inputs, device)
-        return attrs.evolve(self, model_inputs=_moved(self.model_inputs, device), later_inputs=later, **moved)
+        moved |= {"model_inputs": _moved(self.model_inputs, device), "columns": _moved(self.columns, device)}
+        return attrs.evolve(self, later_inputs=later, **moved)
 
 
 def _moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -159,6 +172,7 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
         if branch.role != MISMATCHED
     ]
     learned = [branch for tree in trees for branch in tree.completions]
+    predicted: dict[str, Any] = predictions(trees, placement)
     return TreeBatch(
         trees=tuple(trees),
         forward=forward,
@@ -171,8 +185,22 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
         ranks=_column([branch.rank for branch in learned], torch.int64),
         margins=_margins(trees),
         ends=torch.tensor(ends) if with_ends else None,
-        **predictions(trees, placement),
+        **_of_sampled([branch.sampled for branch in learned]),
+        **predicted,
     )
+
+
+def _of_sampled(known: Sequence[Sampled | None]) -> dict[str, Any]:
+    """Return the fields of a batch that say what is known of sampled completions; all of them are, or none."""
+    sampled = [one for one in known if one is not None]
+    if not sampled:
+        return {"columns": {}, "rewards": None, "truncated": None, "advantages": None}
+    return {
+        "columns": {name: torch.cat([one.columns[name] for one in sampled]) for name in sampled[0].columns},
+        "rewards": torch.tensor([one.rewards for one in sampled], dtype=torch.float32),
+        "truncated": torch.tensor([one.truncated for one in sampled]),
+        "advantages": _column([one.advantage for one in sampled], torch.float32),
+    }
 
 
 def _column(values: Sequence[Any], dtype: torch.dtype) -> Tensor | None:

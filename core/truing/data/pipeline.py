@@ -43,12 +43,13 @@ def prepare(
     base_dir: Path,
     config: Any = None,
     prompt_tokens: PromptTokens = "none",
+    reserved: int = 1,
     keep_text: bool = False,
 ) -> tuple[TreeDataset, DataReport]:
     """Return the prompt trees of all datasets, and what became of their rows.
 
-    `config` is what a user's function gets as `cfg`; `prompt_tokens` says which tokens of prompts are counted; `keep_text` keeps
-    every prompt's text for TreeDataset.text.
+    `config` is what a user's function gets as `cfg`; `prompt_tokens` says which tokens of prompts are counted; `reserved` is how
+    many tokens a completion may have that is yet to be sampled; `keep_text` keeps every prompt's text for TreeDataset.text.
 
     Several datasets follow each other. Where they carry `weight`, one epoch is the longest mixture that repeats no row: dataset i
     of n_i rows has the share w_i = weight_i / sum of weights, and gives floor(w_i * N) of its rows, drawn without replacement
@@ -59,7 +60,8 @@ def prepare(
         lacking = ", ".join(describe(source) for source in sources if source.weight is None)
         raise ConfigError(f"data: some datasets have a weight, but not {lacking}; give every one a weight to mix them, or none")
     settings = SimpleNamespace(trainer=trainer, data=tuple(sources)) if config is None else config
-    maker = _TreeMaker.create(Encoder(tokenizer, layout, prompt_tokens), trainer, context_length, keep_text=keep_text)
+    encoder = Encoder(tokenizer, layout, prompt_tokens)
+    maker = _TreeMaker.create(encoder, trainer, context_length, reserved=reserved, keep_text=keep_text)
     ends = []
     for index, source in enumerate(sources):
         parse = _bind(source.format, layout, settings, index, tokenizer, unpair=source.unpair)
@@ -81,11 +83,12 @@ def prepare_rows(
     context_length: int | None,
     config: Any = None,
     prompt_tokens: PromptTokens = "none",
+    reserved: int = 1,
     on_bad_row: Literal["error", "skip"] = "error",
     unpair: bool = False,
 ) -> tuple[TreeDataset, DataReport]:
     """Return the prompt trees of rows that are in memory, as `prepare` does for those of files."""
-    maker = _TreeMaker.create(Encoder(tokenizer, layout, prompt_tokens), trainer, context_length)
+    maker = _TreeMaker.create(Encoder(tokenizer, layout, prompt_tokens), trainer, context_length, reserved=reserved)
     settings = SimpleNamespace(trainer=trainer, data=()) if config is None else config
     watch = Watch()
     watch_files_of(rows, watch)
@@ -157,11 +160,15 @@ class _TreeMaker:
     report: DataReport
     trees: TreeDataset
     keep_text: bool
+    reserved: int
+    """Tokens of a completion that is yet to be sampled."""
     rows: array[int] = attrs.field(factory=lambda: array("q"))
     """Of each tree the number of the row that it was made of."""
 
     @classmethod
-    def create(cls, encoder: Encoder, trainer: TrainerConfig, context_length: int | None, *, keep_text: bool = False) -> _TreeMaker:
+    def create(
+        cls, encoder: Encoder, trainer: TrainerConfig, context_length: int | None, *, reserved: int = 1, keep_text: bool = False
+    ) -> _TreeMaker:
         longest, longest_prompt = trainer.max_length or context_length, trainer.max_prompt_length
         if longest and context_length and longest > context_length:
             raise ConfigError(
@@ -171,8 +178,13 @@ class _TreeMaker:
             raise ConfigError(
                 f"trainer.max_prompt_length is {longest_prompt}, which leaves no room for a response within {longest} tokens"
             )
+        if longest and longest <= reserved and encoder.layout is Layout.ROLLOUT:
+            raise ConfigError(
+                f"rollout.max_completion_length is {reserved}, which leaves no room for a prompt within {longest} tokens "
+                "(trainer.max_length, or the model's context); lower it"
+            )
         report = DataReport(max_length=longest, max_prompt_length=longest_prompt)
-        return cls(encoder, trainer.excess_length, report, TreeDataset(encoder.layout), keep_text)
+        return cls(encoder, trainer.excess_length, report, TreeDataset(encoder.layout), keep_text, reserved)
 
     def add(self, rows: Iterable[Row], parse: Parse, on_bad_row: Literal["error", "skip"]) -> None:
         """Read, encode and keep rows, some hundreds at a time, for tokenizers are faster on many texts."""
@@ -236,20 +248,22 @@ class _TreeMaker:
             self._count_cuts(encoded.tree, tree)
 
     def _fit(self, tree: PromptTree, where: str) -> PromptTree | None:
-        """Return the tree within the limits, or None where it is to be dropped; what is yet to be sampled takes one token."""
+        """Return the tree within the limits, or None where it is to be dropped; a prompt leaves room for what is to be sampled."""
         if self.report.max_prompt_length:
             tree = _keep_end(tree, self.report.max_prompt_length, self.encoder.tokenizer.bos_token_id)
         longest = self.report.max_length
-        length = len(tree.prompt_ids) + max((len(branch.token_ids) for branch in tree.branches), default=1)
+        length = len(tree.prompt_ids) + max((len(branch.token_ids) for branch in tree.branches), default=self.reserved)
         if longest is None or length <= longest:
             return tree
         if self.excess_length == "error":
             raise DataError(
                 f"{where}: {length} tokens, over trainer.max_length {longest}; raise it, or set excess_length: drop or truncate"
             )
-        room = longest - len(tree.prompt_ids)
-        if self.excess_length == "drop" or not tree.branches:
+        if self.excess_length == "drop":
             return None
+        if not tree.branches:
+            return _keep_end(tree, longest - self.reserved, self.encoder.tokenizer.bos_token_id)
+        room = longest - len(tree.prompt_ids)
         cut = [attrs.evolve(b, token_ids=b.token_ids[: max(room, 0)], loss_mask=b.loss_mask[: max(room, 0)]) for b in tree.branches]
         return attrs.evolve(tree, branches=tuple(cut))
 

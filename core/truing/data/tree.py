@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TokenIds = tuple[int, ...]
 MISMATCHED = "mismatched"
 """The role of a branch that is the completion of another prompt."""
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class Sampled:
+    """What is known of a completion that was sampled, beside its tokens."""
+
+    columns: Mapping[str, Tensor] = attrs.field(factory=dict)
+    """[counted] each, aligned with the tokens that are counted: fields of LossInputs by name, and what the method carries along."""
+    rewards: tuple[float, ...] = ()
+    """One for each reward; NaN where it does not apply."""
+    truncated: bool = False
+    """Whether it was cut off at the most tokens that a completion may have."""
+    advantage: float | None = None
+    """Where the method gives one for the whole completion, and not one for each token, which is the column `advantages`."""
+
+
 @attrs.frozen(kw_only=True)
 class Branch:
-    """One continuation of a prompt.
-
-    `loss_mask[i]` says whether `token_ids[i]` is counted. The optional per-token numbers are aligned with `token_ids`.
-    """
+    """One continuation of a prompt. `loss_mask[i]` says whether `token_ids[i]` is counted."""
 
     token_ids: TokenIds
     loss_mask: tuple[bool, ...]
@@ -25,6 +39,7 @@ class Branch:
     """What the branch is to its prompt: "chosen", "rejected", "completion", "mismatched"."""
     label: bool | None = None
     rank: int | None = None
+    sampled: Sampled | None = attrs.field(default=None, eq=False)
 
     def __attrs_post_init__(self) -> None:
         assert len(self.token_ids) == len(self.loss_mask), (len(self.token_ids), len(self.loss_mask))

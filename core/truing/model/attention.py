@@ -20,7 +20,7 @@ NAME = "truing_tree"
 PLAIN_NAME = "truing_tree_plain"
 """Under which no flash kernel is called."""
 LAYER_KINDS = {"full_attention", "sliding_attention"}
-HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions"}
+HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
 """What models hand to every attention function, and what changes no result."""
 
 
@@ -69,7 +69,7 @@ def tree_attention(
         raise ValueError(f"{type(module).__name__} asks for attention with {', '.join(unknown) or 'no causal order'}")
     if rules.window is not None and truing_layout.reach <= rules.window:
         rules = attrs.evolve(rules, window=None)
-    query, key, value = _as_autocast(query, key, value)
+    query, key, value = as_autocast(query, key, value)
     if isinstance(truing_layout, LaterRow):
         assert truing_layout.kept is not None
         return _over_kept(query, key, value, truing_layout, truing_layout.kept.take(module), rules), None
@@ -82,7 +82,7 @@ def tree_attention(
     return _per_branch(query, key, value, truing_layout, rules), None
 
 
-def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast as autocast would if it knew flash kernels; what rotary embeddings return is fp32."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
@@ -175,10 +175,17 @@ def use_tree_attention(model: PreTrainedModel, *, flash: bool = True) -> None:
     model.set_attn_implementation(name)
 
 
+def own_attention(model: PreTrainedModel) -> str:
+    """Return the name of the model's attention, that of the library where `use_tree_attention` replaced it."""
+    name: str = model.config._attn_implementation
+    if name not in (NAME, PLAIN_NAME):
+        return name
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
 def use_own_attention(model: PreTrainedModel) -> None:
     """Undo `use_tree_attention`."""
-    if model.config._attn_implementation in (NAME, PLAIN_NAME):
-        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    model.set_attn_implementation(own_attention(model))
 
 
 def why_not_shared_prefix(model: PreTrainedModel) -> str | None:

@@ -29,7 +29,9 @@ OFFERED = (
     | Needs.SCORES
     | Needs.NO_LOGPS
 )
-"""What the forward and the reference can give a loss today."""
+"""What the forward and the reference can give a loss of any layout."""
+OFFERED_ONLINE = Needs.BEHAVIOR_LOGPS | Needs.PROXIMAL_LOGPS | Needs.REWARDS | Needs.VALUES
+"""What only a loss that samples its completions can have."""
 _READ_HIDDEN = Needs.VALUES | Needs.SCORES | Needs.NO_LOGPS
 """What is read off the decoder's output by another head than that which predicts tokens, or by that one not at all."""
 
@@ -88,7 +90,8 @@ class Policy(nn.Module):
     Called with a TreeBatch it returns a PolicyOutput, or a loss where it is given an Objective. It runs the decoder and then the
     head at counted positions only. For a model whose logits are more than a Head, `own_logits` asks the model itself for them.
     `value_head` and `score_head`, [1, H] each, read the decoder's output where `needs` names VALUES or SCORES. Where it names
-    NO_LOGPS, the decoder and these are all that runs.
+    NO_LOGPS, the decoder and these are all that runs. Values are those of `critic`, where that is a model of its own, with a value
+    head and the same layout.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Policy(nn.Module):
         self.own_logits = own_logits
         self.value_head = value_head
         self.score_head = score_head
+        self.critic: Policy | None = None
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -119,6 +123,12 @@ class Policy(nn.Module):
         self.layout, self.own_logits = other.layout, other.own_logits
         self.causal_lm.set_attn_implementation(other.causal_lm.config._attn_implementation)
 
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """What trains beside the model, by the names that its weights have in a checkpoint."""
+        parts = {"score_head": self.score_head, "value_head": self.value_head, "critic": self.critic}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def forward(
         self, batch: TreeBatch, needs: Needs = Needs.NOTHING, *, adapter: bool = True, objective: Objective | None = None
     ) -> PolicyOutput | Tensor:
@@ -128,7 +138,8 @@ class Policy(nn.Module):
         the objective is divisible and the head linear, they are taken part by part while the part's logits are there.
         """
         with nullcontext() if adapter else self._adapter_off():
-            hidden = self._hidden(batch, needs) if needs & _READ_HIDDEN or not self.own_logits else None
+            of_critic = Needs.NOTHING if self.critic is None else Needs.VALUES  # which it reads off its own decoder
+            hidden = self._hidden(batch, needs) if needs & _READ_HIDDEN & ~of_critic or not self.own_logits else None
             if hidden is None or (self.own_logits and Needs.NO_LOGPS not in needs):
                 logits = _in_rows(lambda inputs: self.causal_lm(**inputs, use_cache=False).logits, batch, needs)
                 output = self._output(batch, needs, lambda at, targets: score_logits(logits[at], targets, needs), hidden)
@@ -152,7 +163,9 @@ class Policy(nn.Module):
 
     def _output(self, batch: TreeBatch, needs: Needs, score: Score, hidden: Tensor | None = None) -> PolicyOutput:
         values = scores = None
-        if hidden is not None and Needs.VALUES in needs and self.value_head is not None:
+        if Needs.VALUES in needs and self.critic is not None:
+            values = self.critic(batch, Needs.VALUES | Needs.NO_LOGPS).values
+        elif hidden is not None and Needs.VALUES in needs and self.value_head is not None:
             values = _read(self.value_head, hidden[batch.predictors])
         if hidden is not None and Needs.SCORES in needs and self.score_head is not None:
             scores = _read(self.score_head, hidden[batch.ends])
@@ -247,6 +260,12 @@ def loss_inputs(
     mismatched = output.mismatched_logps
     fields: dict[str, Any] = {"token_logps": torch.full(batch.targets.shape, torch.nan, device=batch.targets.device)}
     fields |= output.differentiable()
+    known = {field.name for field in attrs.fields(LossInputs)}
+    fields |= {name: column for name, column in batch.columns.items() if name in known}
+    if batch.advantages is not None:
+        fields["advantages"] = batch.advantages
+    if reference_token_logps is not None:
+        fields["reference_token_logps"] = reference_token_logps
     return LossInputs(
         layout=layout,
         sequence_ids=batch.sequence_ids,
@@ -254,7 +273,9 @@ def loss_inputs(
         lengths=batch.lengths,
         prompt_tree_ids=batch.prompt_tree_ids if output.prompt_tokens else None,
         **fields,
-        reference_token_logps=reference_token_logps,
+        columns={name: column for name, column in batch.columns.items() if name not in known},
+        rewards=batch.rewards,
+        truncated=batch.truncated,
         mismatched_token_logps=mismatched,
         mismatched_reference_token_logps=None if mismatched is None else mismatched_reference_token_logps,
         mismatched_sequence_ids=None if mismatched is None else batch.mismatched_sequence_ids,

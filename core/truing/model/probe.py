@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from truing.data.batch import collate
 from truing.data.layouts import Forward
-from truing.data.tree import PromptTree, Trees
+from truing.data.tree import Branch, PromptTree, Trees
 from truing.errors import ModelError, first_line
 from truing.loss import Needs
 from truing.model.attention import use_own_attention, use_tree_attention, why_not_shared_prefix
@@ -26,6 +26,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, tor
 PROBED_NUMBERS = 2**26
 """Of so many of the weights' numbers at most the gradients are compared, those of the smallest weights, which every layer has."""
 
+MADE_UP_TOKENS = 64
+"""Of a completion that stands for one that is yet to be sampled, at most."""
 
 Numbers = tuple[Tensor, list[Tensor]]
 """Log-probabilities, and gradients of some weights."""
@@ -86,6 +88,20 @@ def probed_trees(trees: Trees) -> list[PromptTree]:
     """Return the longest tree, in which windows and limits of length show, and one of middling length."""
     by_length = sorted(range(len(trees)), key=lambda index: (-trees.length(index), index))
     return [trees[index] for index in sorted({by_length[0], by_length[len(by_length) // 2]})]
+
+
+def made_up_trees(prompts: Trees, longest: int) -> list[PromptTree]:
+    """Return trees for prompts that have no completions yet: those of `probed_trees`, each with two branches of its own tokens.
+
+    The branches have at most `longest` tokens, and are not alike in length.
+    """
+    found = []
+    for tree in probed_trees(prompts):
+        tokens = (tree.prompt_ids * (1 + MADE_UP_TOKENS // len(tree.prompt_ids)))[: min(longest, MADE_UP_TOKENS)]
+        rows = (tokens, tokens[: (1 + len(tokens)) // 2])
+        branches = tuple(Branch(token_ids=row, loss_mask=(True,) * len(row)) for row in rows)
+        found.append(tree if tree.branches else attrs.evolve(tree, branches=branches))
+    return found
 
 
 def _stop_dropout(policy: Policy) -> None:

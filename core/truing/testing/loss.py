@@ -48,6 +48,8 @@ def check_loss(loss: Loss | type[Loss], *, gradcheck: bool = True, group_relativ
     _check_order(method, inputs)
     if method.scope == "example":
         _check_split(method, inputs)
+    if method.layout is Layout.ROLLOUT:
+        _check_first_step(method, inputs)
     if inputs.layout is Layout.ROLLOUT:
         _check_keep(method, inputs)
     _check_state(method, inputs)
@@ -188,6 +190,25 @@ def _check_split(loss: Any, inputs: LossInputs) -> None:
             f"{title} sums to {total:.6g} in one batch and to {split:.6g} cut into micro-batches. A loss takes no "
             'mean over its batch: let core divide, or declare scope = "step" if it must see the whole optimiser step'
         )
+
+
+def _check_first_step(loss: Any, inputs: LossInputs) -> None:
+    """Check that None for `proximal_token_logps` is what `token_logps` are: so it comes in the first step of an update."""
+    if inputs.proximal_token_logps is None:
+        return
+    title = f"{type(loss).__name__}.__call__"
+    try:
+        first = _sums(loss, attrs.evolve(inputs, proximal_token_logps=None))
+    except Exception as error:
+        raise AssertionError(
+            f"{title} fails where proximal_token_logps is None, as it is in the first step of an update ({error}); "
+            "use inputs.log_ratios"
+        ) from error
+    given = _sums(loss, attrs.evolve(inputs, proximal_token_logps=inputs.token_logps.detach()))
+    assert close(first, given), (
+        f"{title} gives another result for proximal_token_logps None, as in the first step of an update, than for token_logps in "
+        "their place; use inputs.log_ratios"
+    )
 
 
 def _check_keep(loss: Any, inputs: LossInputs) -> None:

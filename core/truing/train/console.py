@@ -8,6 +8,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from truing.redact import redact
 
@@ -53,6 +55,16 @@ class Reporter:
     def warn(self, line: str) -> None:
         """Print a line that should be seen."""
         self.console.print(redact(f"warning: {line}"), style="bold yellow", markup=False)
+        self._spoke = time.monotonic()
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table."""
+        table = Table(title=redact(title), title_justify="left", show_lines=True)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(redact(cell)) for cell in row))
+        self.console.print(table)
         self._spoke = time.monotonic()
 
     def stepped(self, step: int) -> None:

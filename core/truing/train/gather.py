@@ -23,6 +23,10 @@ _COUNTED_BY = {
 """Which fields hold indices, and of what: branches (as many as lengths) or trees."""
 
 
+_OF_THE_RUN = ("layout", "state", "reward_weights", "max_completion_length")
+"""Fields that are the same for every batch."""
+
+
 def differentiable(inputs: LossInputs) -> dict[str, Tensor]:
     """Return the fields that the policy's forward gives, those that are there."""
     return {name: tensor for name in POLICY_FIELDS if (tensor := getattr(inputs, name)) is not None}
@@ -34,8 +38,8 @@ def join_inputs(parts: Sequence[LossInputs]) -> LossInputs:
         "lengths": list(accumulate((len(part.lengths) for part in parts[:-1]), initial=0)),
         "tree_ids": list(accumulate((int(part.tree_ids.max()) + 1 for part in parts[:-1]), initial=0)),
     }
-    fields: dict[str, Any] = {"layout": parts[0].layout, "state": parts[0].state}
-    for name in (field.name for field in attrs.fields(LossInputs) if field.name not in ("layout", "state", "columns")):
+    fields: dict[str, Any] = {name: getattr(parts[0], name) for name in _OF_THE_RUN}
+    for name in (field.name for field in attrs.fields(LossInputs) if field.name not in (*_OF_THE_RUN, "columns")):
         shifts = offsets[_COUNTED_BY[name]] if name in _COUNTED_BY else [0] * len(parts)
         fields[name] = _join([getattr(part, name) for part in parts], shifts, parts)
     columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}

@@ -21,7 +21,7 @@ def run_identity(
     `policy` is as it is before the first step: the reference is made of it, so other starting weights are another run. So are the
     weights of a reference that is another model.
     """
-    parts = {"": policy.model} | ({"score_head.": policy.score_head} if policy.score_head else {})
+    parts = {"": policy.model} | {f"{name}.": head for name, head in policy.heads.items()}
     trained = [
         f"{prefix}{name} {tuple(weight.shape)}"
         for prefix, part in parts.items()
@@ -31,7 +31,8 @@ def run_identity(
     return {
         "data": data[:16],
         "method": config.method.name,
-        "prompts per step": order.per_step,
+        "prompts per step": order.per_lot,
+        **({} if order.steps_per_lot == 1 else {"steps on a rollout batch": order.steps_per_lot}),
         "seed": order.seed,
         "trained weights": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
         "starting weights": _digest(parts),

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import cast
 
+import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from truing.config import TrainConfig, dump_config
 from truing.model.attention import use_own_attention
+from truing.model.critic import CRITIC_FOLDER
 from truing.model.loading import disable_checkpointing
 from truing.model.reference import Following
 from truing.model.score_head import write_score_head
@@ -47,7 +50,8 @@ def train(
     resume = resume or was_restarted()
     with quiet_libraries(), closing(run_dir):
         run = set_up(config, given or Given(), run_dir, resume=bool(resume), reporter=reporter)
-        with run.reporter, InterruptSignal() as signal:
+        with run.reporter, InterruptSignal() as signal, closing(run.source):
+            run.source.open(run)
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
             if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
@@ -131,40 +135,66 @@ def _finish(run: Run) -> None:
     if run.trainer.gradient_checkpointing:
         disable_checkpointing(run.policy.causal_lm)
     state.optimizer = state.scheduler = state.scaler = None
-    weights, head = _whole_weights(run), _whole_score_head(run)
+    for head in state.heads.values():
+        head.eval()
+    written = _Written.of(run)
     if run.accelerator.is_main_process:
-        run.run_dir.replace_model(lambda folder: _write_model(run, folder, weights, head))
+        run.run_dir.replace_model(lambda folder: _write_model(run, folder, written))
     run.accelerator.wait_for_everyone()
     end_trackers(run)
     run.reporter.measured(f"done: {state.step} steps, ", state.metrics)
     run.reporter.say(f"model: {run.run_dir.model}")
 
 
-def _whole_weights(run: Run) -> dict[str, Tensor] | None:
-    """Return, on the first rank, the weights of a model that is spread over ranks; None where the model has them itself."""
+@attrs.frozen(eq=False, kw_only=True)
+class _Written:
+    """What the model's folder is to hold, gathered where it is spread over ranks."""
+
+    model: dict[str, Tensor] | None
+    """On the first rank, the weights of a model that is spread over ranks; None where the model has them itself."""
+    critic: dict[str, Tensor] | None
+    """The same of the critic."""
+    heads: Mapping[str, Tensor]
+    """The weights of heads on either, by name."""
+
+    @classmethod
+    def of(cls, run: Run) -> _Written:
+        critic = run.policy.critic
+        linear = {name: head for name, head in run.state.heads.items() if isinstance(head, nn.Linear)}
+        if critic is not None and critic.value_head is not None:
+            linear["critic"] = critic.value_head
+        return cls(
+            model=_whole_weights(run, run.state.model),
+            critic=None if critic is None else _whole_weights(run, critic.model),
+            heads={name: _whole(head.weight) for name, head in linear.items()},
+        )
+
+
+def _whole_weights(run: Run, model: nn.Module) -> dict[str, Tensor] | None:
     if not is_sharded(run):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = cast(dict[str, Tensor], get_model_state_dict(run.state.model, options=options))
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     first: dict[int, str] = {}
-    for name, weight in run.state.model.named_parameters(remove_duplicate=False):
+    for name, weight in model.named_parameters(remove_duplicate=False):
         if name in weights:  # tied weights share memory again, by which save_pretrained knows them
             weights[name] = weights[first.setdefault(id(weight), name)]
     return weights
 
 
-def _whole_score_head(run: Run) -> Tensor | None:
-    head = run.state.score_head
-    if head is None:
-        return None
-    weight = head.eval().weight.detach()
+def _whole(weight: Tensor) -> Tensor:
+    weight = weight.detach()
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
-def _write_model(run: Run, folder: Path, weights: dict[str, Tensor] | None, head: Tensor | None) -> None:
-    state = run.state
-    state.model.save_pretrained(str(folder), state_dict=weights)
-    if head is not None:
-        write_score_head(head, folder)
+def _write_model(run: Run, folder: Path, written: _Written) -> None:
+    state, critic = run.state, run.policy.critic
+    state.model.save_pretrained(str(folder), state_dict=written.model)
+    for name, head in written.heads.items():
+        if name != "critic":
+            write_score_head(head, folder)
+    if critic is not None:
+        critic.model.save_pretrained(str(folder / CRITIC_FOLDER), state_dict=written.critic)
+        write_score_head(written.heads["critic"], folder / CRITIC_FOLDER)
     state.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(run.config, state))

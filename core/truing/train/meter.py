@@ -42,6 +42,6 @@ class Meter:
         values = {name: value / self.seen[name] for name, value in gather_metrics(run, self.sums).items()}
         values["learning_rate"] = self.learning_rate
         values["tokens_per_second"] = self.tokens * run.accelerator.num_processes / self.seconds
-        values["padding_fraction"] = 1 - self.inputs / self.slots
-        values["shared_prefix_savings"] = 1 - self.inputs / self.unshared
+        values["padding_fraction"] = 1 - self.inputs / max(1, self.slots)
+        values["shared_prefix_savings"] = 1 - self.inputs / max(1, self.unshared)
         return values

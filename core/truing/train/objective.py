@@ -50,7 +50,8 @@ class LossObjective:
 
     def prepare(self, batch: TreeBatch) -> None:
         """Do what comes before the policy's forward."""
-        if self.reference is not None and Needs.REFERENCE_LOGPS in self.run.needs:
+        known = "reference_token_logps" in batch.columns
+        if self.reference is not None and Needs.REFERENCE_LOGPS in self.run.needs and not known:
             logps = self.reference.token_logps(batch)
             self._reference_logps = logps[: len(batch.targets)], logps[len(batch.targets) :]
 
@@ -62,7 +63,7 @@ class LossObjective:
         return loss_inputs(
             part.batch,
             output,
-            self.run.loss.layout,
+            self.run.trained_layout,
             reference_token_logps=logps,
             mismatched_reference_token_logps=mismatched,
         )
@@ -142,7 +143,7 @@ def loss_shares(
 @torch.no_grad()
 def examine(run: Run, tree: PromptTree) -> tuple[dict[str, bool], float | None]:
     """Return what is finite of one tree by itself, by the guard's words, and its loss; None where that needs a whole step."""
-    objective = LossObjective(run=run, counts=StepCounts.of([[tree]], run.loss.layout), reference=run.reference)
+    objective = LossObjective(run=run, counts=StepCounts.of([[tree]], run.trained_layout), reference=run.reference)
     output, batch = _forward(run, objective, MicroBatch([tree]))
     if run.sees_whole_step:
         inputs = objective.inputs(batch.whole(), output)
@@ -205,7 +206,7 @@ def _call(run: Run, inputs: LossInputs, counts: StepCounts, examples: int) -> tu
     """Call the loss and reduce what it returns. Raises PluginError, naming it, for an error of its own."""
     try:
         with torch.autocast(inputs.token_logps.device.type, enabled=False):
-            output = run.loss(attrs.evolve(inputs, state=run.state.loss_state))
+            output = run.loss(attrs.evolve(inputs, state=run.state.loss_state, **run.constants))
             return output, *reduce_output(output, counts, examples)
     except (TruingError, MemoryError, torch.OutOfMemoryError):
         raise

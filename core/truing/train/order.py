@@ -12,31 +12,37 @@ from torch import Tensor
 
 @attrs.frozen
 class DataOrder:
-    """Shuffles `size` samples anew each epoch and cuts them into steps of `per_step`; an epoch's last step may be smaller."""
+    """Shuffles `size` samples anew each epoch and cuts them into lots of `per_lot`, each for `steps_per_lot` steps.
+
+    An epoch's last lot may be smaller. Collected data has a lot for each step; completions are sampled for a lot of prompts, which
+    may serve several.
+    """
 
     size: int
-    per_step: int
+    per_lot: int
     seed: int
+    steps_per_lot: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass over the data."""
-        return math.ceil(self.size / self.per_step)
+        return math.ceil(self.size / self.per_lot) * self.steps_per_lot
 
     def total_steps(self, num_epochs: float, max_steps: int | None) -> int:
         """Return the optimiser steps of the run, at least one."""
         return max_steps or max(1, math.ceil(self.steps_per_epoch * num_epochs))
 
     def samples(self, step: int) -> list[int]:
-        """Return the samples of a step (counted from 0) of all ranks together."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        samples: list[int] = _permutation(self.size, self.seed, epoch)[index * self.per_step : (index + 1) * self.per_step].tolist()
+        """Return the samples of the lot that a step (counted from 0) belongs to, of all ranks together."""
+        epoch, in_epoch = divmod(step, self.steps_per_epoch)
+        start = in_epoch // self.steps_per_lot * self.per_lot
+        samples: list[int] = _permutation(self.size, self.seed, epoch)[start : start + self.per_lot].tolist()
         return samples
 
     def epoch_after(self, steps: int) -> float:
         """Return how many passes over the data `steps` steps make."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
-        return epochs + min(1.0, rest * self.per_step / self.size)
+        return epochs + min(1.0, rest * self.per_lot / self.steps_per_lot / self.size)
 
 
 @lru_cache(maxsize=2)

@@ -11,8 +11,8 @@ from peft import PeftModel
 from truing.config import TrainConfig
 from truing.data.load import check_source
 from truing.errors import ConfigError, PluginError, SetupError
-from truing.loss import Layout, Needs, check_needs
-from truing.model.policy import OFFERED
+from truing.loss import Layout, Needs, all_needs, check_needs
+from truing.model.policy import OFFERED, OFFERED_ONLINE
 from truing.train.given import Given
 
 
@@ -29,10 +29,8 @@ def check_run(config: TrainConfig, given: Given) -> None:
 
 def _check_method(config: TrainConfig) -> None:
     method = config.method
-    if method.layout is Layout.ROLLOUT:
-        raise PluginError(f"method {method.name!r} samples its completions; this version of truing trains on collected data only")
     check_needs(method)
-    missing = method.needs & ~OFFERED
+    missing = all_needs(method) & ~(OFFERED if method.layout is not Layout.ROLLOUT else OFFERED | OFFERED_ONLINE)
     if missing:
         names = ", ".join(str(need.name) for need in missing)
         raise PluginError(f"method {method.name!r} needs {names}, which this version of truing does not compute")

@@ -14,7 +14,7 @@ from torch import nn
 from truing.config import ReferenceConfig, TrainConfig
 from truing.data.tree import Trees, in_chunks
 from truing.errors import ConfigError, ModelError, first_line
-from truing.loss import Needs
+from truing.loss import Needs, all_needs
 from truing.model.loading import context_length, load_model
 from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file
@@ -27,7 +27,7 @@ from truing.train.run import Run
 
 def is_other_model(config: TrainConfig) -> bool:
     """Whether the reference is a model of its own, which the configuration names."""
-    return Needs.REFERENCE_LOGPS in config.method.needs and config.model.reference_settings.name is not None
+    return Needs.REFERENCE_LOGPS in all_needs(config.method) and config.model.reference_settings.name is not None
 
 
 def is_copy(config: TrainConfig) -> bool:
@@ -36,7 +36,7 @@ def is_copy(config: TrainConfig) -> bool:
     An adapter that is there already is part of where the policy starts, so that with it off the weights are others.
     """
     copied = config.model.reference == "copy" or config.model.adapter is None
-    return Needs.REFERENCE_LOGPS in config.method.needs and copied and not is_other_model(config)
+    return Needs.REFERENCE_LOGPS in all_needs(config.method) and copied and not is_other_model(config)
 
 
 def load_other_model(
@@ -91,7 +91,7 @@ def make_reference(config: TrainConfig, policy: Policy, wrapped: nn.Module, seco
     Raises ModelError for another model that is to follow the policy and has other weights than that.
     """
     settings = config.model.reference_settings
-    if Needs.REFERENCE_LOGPS not in config.method.needs:
+    if Needs.REFERENCE_LOGPS not in all_needs(config.method):
         return None
     if settings.sync_steps is None:
         return AdapterOff(wrapped) if second is None else FrozenCopy(second)

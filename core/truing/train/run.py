@@ -12,7 +12,7 @@ from torch import nn
 from truing.config.classes import TrainConfig, TrainerConfig
 from truing.data.batch import TreeBatch, collate
 from truing.data.tree import PromptTree, Trees
-from truing.loss import Loss, Needs, sees_whole_step
+from truing.loss import Layout, Loss, Needs, sees_whole_step
 from truing.model.policy import Policy
 from truing.model.reference import Reference
 from truing.train.console import Reporter
@@ -47,6 +47,8 @@ class Run:
     """What a checkpoint must share with the run that resumes from it."""
     environment: Mapping[str, Any]
     """What environment.json says beside versions and machine."""
+    constants: Mapping[str, Any] = attrs.field(factory=dict)
+    """Fields of LossInputs that are the same in every batch."""
 
     @property
     def trainer(self) -> TrainerConfig:
@@ -57,6 +59,12 @@ class Run:
     def needs(self) -> Needs:
         """What the loss reads."""
         return self.loss.needs
+
+    @property
+    def trained_layout(self) -> Layout:
+        """The layout of the batches that the loss is called with."""
+        layout: Layout = getattr(self.loss, "trained_layout", self.loss.layout)
+        return layout
 
     @property
     def sees_whole_step(self) -> bool:

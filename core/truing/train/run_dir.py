@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from truing.train.checkpoint.files import make_folder, replace_file, sync_folder
 from truing.train.checkpoint.store import CheckpointStore
 
 CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
+COMPLETIONS = "completions.jsonl"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 
 
@@ -40,8 +41,8 @@ class RunDir:
     path: Path
     _lock: int | None = attrs.field(default=None, init=False)
     """Descriptor of the file that is locked."""
-    _unwritten: list[str] = attrs.field(factory=list, init=False)
-    """Lines of metrics.jsonl that the disk would not take yet."""
+    _unwritten: dict[str, list[str]] = attrs.field(factory=dict, init=False)
+    """By file, lines that the disk would not take yet."""
 
     @property
     def checkpoints(self) -> Path:
@@ -153,10 +154,18 @@ class RunDir:
 
     def append_metrics(self, line: Mapping[str, float]) -> OSError | None:
         """Add a line to metrics.jsonl, and those that the disk would not take before; return the error where it still does not."""
-        self._unwritten.append(json.dumps(line) + "\n")
-        data = "".join(self._unwritten).encode()
+        return self._append(METRICS, [line])
+
+    def append_completions(self, lines: Sequence[Mapping[str, Any]]) -> OSError | None:
+        """Add lines to completions.jsonl, as `append_metrics` does."""
+        return self._append(COMPLETIONS, lines)
+
+    def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> OSError | None:
+        unwritten = self._unwritten.setdefault(name, [])
+        unwritten.extend(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        data = "".join(unwritten).encode(errors="replace")
         try:
-            with (self.path / METRICS).open("ab", buffering=0) as file:
+            with (self.path / name).open("ab", buffering=0) as file:
                 end = file.tell()
                 written = file.write(data) or 0
                 if written < len(data):
@@ -164,13 +173,29 @@ class RunDir:
                     raise OSError(f"only {written} of {len(data)} bytes could be written")
         except OSError as error:
             return error
-        self._unwritten.clear()
+        unwritten.clear()
         return None
+
+    def completions_bytes(self) -> int:
+        """Return how long completions.jsonl is."""
+        path = self.path / COMPLETIONS
+        return path.stat().st_size if path.exists() else 0
+
+    def cut_completions(self, size: int) -> None:
+        """Make completions.jsonl what it was at a checkpoint, so long. Raises SetupError where the disk does not take it."""
+        path = self.path / COMPLETIONS
+        try:
+            if path.exists() and path.stat().st_size > size:
+                os.truncate(path, size)
+        except OSError as error:
+            raise SetupError(
+                f"{path} cannot be written: {error.strerror or error}; mend the disk, and go on with --resume"
+            ) from error
 
     def metrics(self) -> bytes:
         """Return metrics.jsonl as it is."""
         path = self.path / METRICS
-        return (path.read_bytes() if path.exists() else b"") + "".join(self._unwritten).encode()
+        return (path.read_bytes() if path.exists() else b"") + "".join(self._unwritten.get(METRICS, ())).encode()
 
     def rewrite_metrics(self, data: bytes) -> None:
         """Make metrics.jsonl what it was at a checkpoint; lines after the one that a run resumes from go. Raises SetupError."""
@@ -188,7 +213,10 @@ class RunDir:
         for path in (draft, old):
             shutil.rmtree(path, ignore_errors=True)
         write(draft)
-        for path in draft.iterdir():
+        for path in draft.rglob("*"):
+            if path.is_dir():
+                sync_folder(path)
+                continue
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(draft)

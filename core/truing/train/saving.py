@@ -173,6 +173,7 @@ def _tables(run: Run) -> dict[str, dict[str, Tensor]]:
 
 def _documents(run: Run, random: list[Any]) -> dict[str, bytes]:
     numbers = {**run.state.numbers(), "source": run.source.numbers(), "random": random}
+    numbers["completions_bytes"] = run.run_dir.completions_bytes()
     return {STATE: json.dumps(numbers).encode(), METRICS: run.run_dir.metrics()}
 
 
@@ -207,6 +208,7 @@ def restore(run: Run, path: Path | None) -> None:
         run.reporter.say(f"no checkpoint in {store.folder}: starting from the first step")
         if run.accelerator.is_main_process:
             run.run_dir.rewrite_metrics(b"")
+            run.run_dir.cut_completions(0)
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         store.put_aside_after(run.state.step)
@@ -273,13 +275,14 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
             run.reference.load(reference)
         run.source.load(numbers["source"], tables["source"])
         restore_random_state(numbers["random"][random], load_file(path / f"random-{random}.safetensors"))
-        metrics = (path / METRICS).read_bytes()
+        metrics, completions = (path / METRICS).read_bytes(), int(numbers["completions_bytes"])
     except _UNREADABLE as error:
         raise (
             error if isinstance(error, DamagedError) else DamagedError(f"its state cannot be read ({first_line(error)})")
         ) from error
     if run.accelerator.is_main_process:
         run.run_dir.rewrite_metrics(metrics)
+        run.run_dir.cut_completions(completions)
     _warn_of_other_references(run, here)
     state.references = here
     state.tokens_per_batch = run.trainer.max_tokens_per_batch or state.tokens_per_batch

@@ -11,26 +11,30 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truing.config import DataConfig, TrainConfig
 from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
+from truing.data.dataset import TreeDataset
 from truing.data.mismatched import with_mismatched
 from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
-from truing.data.tree import Trees
+from truing.data.tree import PromptTree, Trees
 from truing.errors import ModelError
-from truing.loss import Needs, prompt_tokens_of, sees_whole_step
+from truing.loss import Layout, Needs, all_needs, prompt_tokens_of, sees_whole_step
+from truing.model.critic import make_critic, needs_copy
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
 from truing.model.policy import Policy
-from truing.model.probe import ForwardChoice, choose_forward, probed_trees
+from truing.model.probe import ForwardChoice, choose_forward, made_up_trees, probed_trees
 from truing.model.reference import Following, Reference
 from truing.model.score_head import find_score_head, freeze_unread, new_score_head, read_score_head
 from truing.registry import Registry
+from truing.rollout.plan import RolloutPlan, completion_limit, plan_of
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
 from truing.train.identity import run_identity
@@ -39,6 +43,7 @@ from truing.train.order import DataOrder
 from truing.train.preconditions import check_run
 from truing.train.references import is_copy, is_other_model, load_other_model, make_reference, with_references
 from truing.train.restarts import join_restarted
+from truing.train.rollouts import RolloutSource
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
 from truing.train.source import DatasetSource, Source
@@ -76,12 +81,14 @@ def set_up(
     config = _with_formats(config, given, reporter)
     tokenizer, model, data = _load(config, given, data, reporter)
     policy, second = _policy_and_second(config, given, model, data, accelerator, reporter)
-    choice, budget = _choose_forward(config, (policy, second), data.trees, accelerator, reporter)
-    order = DataOrder(len(data.trees), _trees_per_step(config, accelerator), config.trainer.seed)
+    plan = plan_of(config, _trees_per_step(config, accelerator))
+    probed = probed_trees(data.trees) if plan is None else made_up_trees(data.trees, plan.sampling.max_completion_length)
+    choice, budget = _choose_forward(config, (policy, second), probed, accelerator, reporter)
+    order = _order(config, len(data.trees), _trees_per_step(config, accelerator), plan)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
     optimizer = make_optimizer(policy, config.trainer)
     state = TrainState(
-        model=policy.model, score_head=policy.score_head, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget
+        model=policy.model, heads=policy.heads, tokenizer=tokenizer, output_dir=run_dir.path, tokens_per_batch=budget
     )
     state.loss_state = _initial_state(config)
     state.scheduler, state.scaler = make_schedule(optimizer, config.trainer, total_steps), accelerator.scaler
@@ -103,7 +110,8 @@ def set_up(
             trees=data.trees,
             eval_trees=data.eval_trees,
             order=order,
-            source=make_source(data.trees, order),
+            source=make_source(data.trees, order, plan),
+            constants={} if plan is None else _constants(config, plan, accelerator.device),
             total_steps=total_steps,
             state=state,
             identity=identity,
@@ -132,9 +140,23 @@ def _with_formats(config: TrainConfig, given: Given, reporter: Reporter) -> Trai
     return config
 
 
-def make_source(trees: Trees, order: DataOrder) -> Source:
-    """Return where the steps' trees come from."""
-    return DatasetSource(trees, order)
+def make_source(trees: Trees, order: DataOrder, plan: RolloutPlan | None = None) -> Source:
+    """Return where the steps' trees come from: the data itself, or completions of its prompts."""
+    if plan is None:
+        return DatasetSource(trees, order)
+    assert isinstance(trees, TreeDataset)
+    return RolloutSource(prompts=trees, order=order, plan=plan)
+
+
+def _order(config: TrainConfig, size: int, per_step: int, plan: RolloutPlan | None) -> DataOrder:
+    seed = config.trainer.seed
+    return DataOrder(size, per_step, seed) if plan is None else DataOrder(size, plan.prompts, seed, plan.updates)
+
+
+def _constants(config: TrainConfig, plan: RolloutPlan, device: torch.device) -> dict[str, Any]:
+    """Return the fields of LossInputs that are the same in every batch of an online method."""
+    weights = torch.tensor([entry.weight for entry in config.rewards], device=device)
+    return {"reward_weights": weights, "max_completion_length": plan.sampling.max_completion_length}
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -168,6 +190,7 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
             "context_length": context_length(model),
             "config": config,
             "prompt_tokens": prompt_tokens_of(config.method),
+            "reserved": completion_limit(config) if config.method.layout is Layout.ROLLOUT else 1,
         }
         if rows is not None:
             source = (sources or config.data)[0]
@@ -209,6 +232,7 @@ def _policy_and_copy(
     start = None
     if is_copy(config):
         start = Policy(copy.deepcopy(model), "padded").requires_grad_(False).eval().to(device)
+    critic_start = copy.deepcopy(model) if Needs.VALUES in all_needs(config.method) and needs_copy(config) else None
     if config.model.adapter is not None:
         assert isinstance(model, PreTrainedModel), "an adapter on an adapter was refused before"
         model = add_adapter(model, config.model.adapter)
@@ -224,8 +248,21 @@ def _policy_and_copy(
         )
     if Needs.SCORES in config.method.needs:
         policy.score_head = _score_head(config, given, policy, reporter)
+    if Needs.VALUES in all_needs(config.method):
+        _add_critic(config, policy, critic_start, reporter)
     _warn_of_half_precision(policy, reporter)
     return policy.train().to(device), start
+
+
+def _add_critic(config: TrainConfig, policy: Policy, start: Model | None, reporter: Reporter) -> None:
+    base = start.get_base_model() if isinstance(start, PeftModel) else start
+    assert base is None or isinstance(base, PreTrainedModel)
+    made = make_critic(config, policy, base)
+    reporter.say(f"critic: {made.origin}")
+    if made.model is None:
+        policy.value_head = made.head
+    else:
+        policy.critic = made.model
 
 
 def _score_head(config: TrainConfig, given: Given, policy: Policy, reporter: Reporter) -> nn.Linear:
@@ -249,15 +286,20 @@ def _warn_of_half_precision(policy: Policy, reporter: Reporter) -> None:
 
 
 def _choose_forward(
-    config: TrainConfig, models: tuple[Policy, Policy | None], trees: Trees, accelerator: Accelerator, reporter: Reporter
+    config: TrainConfig,
+    models: tuple[Policy, Policy | None],
+    probed: Sequence[PromptTree],
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> tuple[ForwardChoice, int]:
     """Return how the policy computes, and a copy of it, and its token budget."""
     policy, second = models
-    probed = probed_trees(trees)
     mixed = config.trainer.mixed_precision != "no"
     choice = choose_forward(policy, probed, config.trainer.forward, accelerator.autocast if mixed else None)
     if second is not None and not is_other_model(config):
         second.adopt_forward(policy)
+    if policy.critic is not None:
+        policy.critic.adopt_forward(policy)
     shorter = min(probed, key=lambda tree: tree.num_tokens)
     needs = config.method.needs
     batch = collate([shorter], policy.layout, with_ends=Needs.SCORES in needs).to(policy.causal_lm.device)

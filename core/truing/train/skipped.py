@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from truing.data.layouts import Forward
-from truing.data.tree import Branch, PromptTree
+from truing.data.stored import pack_trees, unpack_trees
+from truing.data.tree import PromptTree
 from truing.errors import ConfigError, first_line
 from truing.model.attention import PLAIN_NAME
 from truing.model.precomputed import Precomputed
@@ -71,10 +72,11 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
     state, folder = run.state, run.run_dir.skipped
     weights = folder / f"weights-{_unchanged_since(run):08d}.safetensors"
     moments = state.optimizer_tensors() if OPTIMIZER in problems else {}
+    described, tokens = pack_trees(trees)
     numbers = {
         "problems": list(problems),
         "samples": [tree.sample_id for tree in trees],
-        "trees": [_tree_to_json(tree) for tree in trees],
+        "trees": described,
         "forward": run.policy.layout,
         "flash": run.policy.causal_lm.config._attn_implementation != PLAIN_NAME,
         "own_logits": run.policy.own_logits,
@@ -86,6 +88,7 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
         "base_dir": str(run.config.base_dir.resolve()),
     }
     tensors = {f"random.{name}": tensor for name, tensor in random[1].items()}
+    tensors |= {f"trees.{name}": tensor for name, tensor in tokens.items()}
     tensors |= {f"loss_state.{name}": tensor for name, tensor in state.loss_tensors().items()}
     moving = {}
     if isinstance(run.reference, Following):
@@ -127,7 +130,7 @@ def read_skipped(skipped: Path, step: int) -> SkippedStep:
         tensors = load_file(path / TENSORS)
         return SkippedStep(
             step=step,
-            trees=[_tree_from_json(tree) for tree in numbers["trees"]],
+            trees=unpack_trees(numbers["trees"], _below(tensors, "trees.")),
             loss_state={**numbers["loss_state"], **_below(tensors, "loss_state.")},
             random=(numbers["random"], _below(tensors, "random.")),
             reference_logps=tensors.get("reference_logps"),
@@ -141,16 +144,3 @@ def read_skipped(skipped: Path, step: int) -> SkippedStep:
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _tree_to_json(tree: PromptTree) -> dict[str, Any]:
-    return attrs.asdict(tree, filter=attrs.filters.exclude("columns"))
-
-
-def _tree_from_json(values: Mapping[str, Any]) -> PromptTree:
-    branches = [
-        Branch(**{**branch, "token_ids": tuple(branch["token_ids"]), "loss_mask": tuple(branch["loss_mask"])})
-        for branch in values["branches"]
-    ]
-    prompt = {name: tuple(values[name]) for name in ("prompt_ids", "prompt_mask")}
-    return PromptTree(**{**values, **prompt, "branches": tuple(branches)})

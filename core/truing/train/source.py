@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 from torch import Tensor
@@ -11,12 +11,28 @@ from torch import Tensor
 from truing.data.tree import PromptTree, Trees
 from truing.train.order import DataOrder
 
+if TYPE_CHECKING:
+    from truing.train.run import Run
+
 
 class Source(Protocol):
     """Gives the trees of every step. What it holds between steps, such as completions not trained on yet, is checkpointed."""
 
-    def trees(self, step: int) -> Sequence[PromptTree]:
-        """Return the trees of a step (counted from 0) of all ranks together; asked for once a step, in order."""
+    def open(self, run: Run) -> None:
+        """Open what it needs to give trees; `close` is called afterwards, whatever happens."""
+
+    def close(self) -> None:
+        """Close what was opened; nothing, where nothing was."""
+
+    def trees(self, run: Run) -> Sequence[PromptTree]:
+        """Return the trees of the run's next step, of all ranks together; asked for once a step, in order."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What is measured of these trees beside the loss, the same on every rank."""
+
+    def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
+        """Return what completions of held-out prompts are worth, where completions are sampled."""
 
     def numbers(self) -> dict[str, Any]:
         """Return the part of what it holds that is JSON."""
@@ -35,9 +51,24 @@ class DatasetSource:
     data: Trees
     order: DataOrder
 
-    def trees(self, step: int) -> list[PromptTree]:
+    def open(self, run: Run) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def trees(self, run: Run) -> list[PromptTree]:
         """Return the step's samples."""
-        return [self.data[index] for index in self.order.samples(step)]
+        return [self.data[index] for index in self.order.samples(run.state.step)]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Return nothing."""
+        return {}
+
+    def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
+        """Raise NotImplementedError: held-out data has completions."""
+        raise NotImplementedError("collected data is evaluated by its loss")
 
     def numbers(self) -> dict[str, Any]:
         """Return nothing."""

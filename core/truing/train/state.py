@@ -34,8 +34,8 @@ class TrainState:
     # what a notebook shows of a state fits on its screen: no module, token table or history in full
     model: PreTrainedModel | PeftModel = attrs.field(repr=_kind)
     """The policy; trained, and in evaluation mode, when the run is done."""
-    score_head: nn.Linear | None = attrs.field(default=None, repr=False)
-    """What scores completions, [1, H], trained with the policy; None where the method reads no scores."""
+    heads: Mapping[str, nn.Module] = attrs.field(factory=dict, repr=False)
+    """What trains beside the model: `score_head`, what scores completions; `value_head` or a whole `critic`, which value tokens."""
     tokenizer: PreTrainedTokenizerBase = attrs.field(repr=_kind)
     """As the run used it."""
     output_dir: Path
@@ -62,6 +62,12 @@ class TrainState:
     scheduler: LRScheduler | None = attrs.field(default=None, repr=False)
     scaler: GradScaler | None = attrs.field(default=None, repr=False)
     """Of fp16's loss, on a GPU."""
+
+    @property
+    def score_head(self) -> nn.Linear | None:
+        """What scores completions, [1, H]; None where the method reads no scores."""
+        head = self.heads.get("score_head")
+        return head if isinstance(head, nn.Linear) else None
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -129,8 +135,8 @@ class TrainState:
         scheduler._last_lr = rates
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        head = () if self.score_head is None else self.score_head.named_parameters("score_head")
-        return [(name, weight) for name, weight in (*self.model.named_parameters(), *head) if weight.requires_grad]
+        heads = [named for name, head in self.heads.items() for named in head.named_parameters(name)]
+        return [(name, weight) for name, weight in (*self.model.named_parameters(), *heads) if weight.requires_grad]
 
     def _moments(self, tensors: Mapping[str, Tensor]) -> dict[torch.nn.Parameter, dict[str, Tensor]]:
         """Return the optimiser's state by weight. Raises DamagedError for one that it cannot have."""

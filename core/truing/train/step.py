@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from truing.data.batch import TreeBatch
 from truing.data.tree import PromptTree, Trees, in_chunks
 from truing.errors import PluginError, TruingError
+from truing.loss import Layout
 from truing.reduce import StepCounts, add_shares
 from truing.train.guard import GRADIENT, OPTIMIZER, SPIKE, judge
 from truing.train.micro_batches import MicroBatch, cut
@@ -58,8 +59,12 @@ def train_step(run: Run) -> StepResult:
     A step in which something is not finite changes no weight; it is counted and kept for replay, and too many in a row end the run
     with TruingError.
     """
-    trees, random = run.source.trees(run.state.step), random_state()
+    trees = run.source.trees(run)
+    if not trees:
+        return _step_on_nothing(run)
+    random = random_state()
     result = accumulate_gradients(run, trees)
+    add_shares(result.metrics, _measured(run))
     norm = _clip(run)
     problems = judge(run, result.finite, norm)
     result.metrics["grad_norm"] = (
@@ -75,13 +80,27 @@ def train_step(run: Run) -> StepResult:
     return result
 
 
+def _step_on_nothing(run: Run) -> StepResult:
+    """Leave the weights as they are: of what was sampled for this step the method keeps nothing."""
+    assert run.state.scheduler is not None
+    result = StepResult(learning_rate=float(run.state.scheduler.get_last_lr()[0]), metrics=_measured(run))
+    run.state.scheduler.step()
+    return result
+
+
+def _measured(run: Run) -> dict[str, Tensor]:
+    """Return this rank's share of what the source measured, which every rank has."""
+    device, ranks = run.accelerator.device, run.accelerator.num_processes
+    return {name: torch.tensor(value / ranks, device=device) for name, value in run.source.metrics.items()}
+
+
 def accumulate_gradients(run: Run, trees: Sequence[PromptTree]) -> StepResult:
     """Leave the whole step's gradient in the policy's parameters; it does not depend on how the step is cut or shared out.
 
     `trees` are those of all ranks.
     """
     accelerator, state = run.accelerator, run.state
-    counts = StepCounts.of([trees], run.loss.layout)
+    counts = StepCounts.of([trees], run.trained_layout)
     micro_batches = cut(run, trees)
     assert state.scheduler is not None
     result = StepResult(learning_rate=float(state.scheduler.get_last_lr()[0]))
@@ -153,7 +172,9 @@ def evaluate(run: Run) -> dict[str, float]:
     """Return the loss and metrics over the whole evaluation data, each name with the prefix eval_."""
     assert run.eval_trees is not None
     total: dict[str, Tensor] = {}
-    counts = StepCounts.of(in_chunks(run.eval_trees), run.loss.layout)
+    if run.loss.layout is Layout.ROLLOUT:
+        return {f"eval_{name}": value for name, value in run.source.evaluate(run, run.eval_trees).items()}
+    counts = StepCounts.of(in_chunks(run.eval_trees), run.trained_layout)
     run.wrapped.eval()
     for micro_batches in _evaluation(run, run.eval_trees):
         for shares in loss_shares(run, micro_batches, counts, run.eval_reference):
@@ -181,5 +202,5 @@ def _evaluation(run: Run, trees: Trees) -> Iterator[list[MicroBatch]]:
 
     A loss that must see a whole step gets as many trees as a step of training has.
     """
-    for some in in_chunks(trees, run.order.per_step if run.sees_whole_step else None):
+    for some in in_chunks(trees, run.order.per_lot if run.sees_whole_step else None):
         yield cut(run, some)

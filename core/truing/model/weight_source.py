@@ -1,0 +1,68 @@
+"""The policy's weights as a rollout backend takes them: whole, under their Hugging Face names, or the adapter alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from truing.train.run import Run
+
+
+@attrs.frozen(eq=False)
+class PolicyWeights:
+    """The weights that the policy has now; the same on every rank."""
+
+    run: Run
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter by its Hugging Face name, gathered to full size, adapters merged; tied ones under each name.
+
+        All ranks must go through it together where weights are spread over them.
+        """
+        model = self.run.state.model
+        if not isinstance(model, PeftModel):
+            yield from ((name, _whole(weight)) for name, weight in model.named_parameters(remove_duplicate=False))
+            return
+        base = model.get_base_model()
+        merged = {f"{name}.": module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+        for name, weight in base.named_parameters(remove_duplicate=False):
+            layer = next((prefix for prefix in merged if name.startswith(prefix)), None)
+            if layer is None:
+                yield name, _whole(weight)
+            elif name.startswith(f"{layer}base_layer."):
+                plain = f"{layer}{name.removeprefix(f'{layer}base_layer.')}"
+                yield plain, _merged(merged[layer], weight) if plain.endswith("weight") else _whole(weight)
+
+    def adapter(self) -> Path | None:
+        """Return a folder with the adapter alone, as peft saves it; None when the whole model is trained."""
+        run = self.run
+        if not isinstance(run.state.model, PeftModel):
+            return None
+        folder = run.run_dir.path / "adapters" / f"version-{run.state.step:08d}"
+        if run.accelerator.is_main_process:
+            run.state.model.save_pretrained(str(folder))
+        run.accelerator.wait_for_everyone()
+        return folder
+
+
+def _whole(weight: Tensor) -> Tensor:
+    whole = weight.detach()
+    return whole.full_tensor() if isinstance(whole, DTensor) else whole
+
+
+@torch.no_grad()
+def _merged(layer: BaseTunerLayer, weight: Tensor) -> Tensor:
+    linear: Any = layer  # of the tuner that says what it adds
+    merged = _whole(weight)
+    for name in layer.active_adapters:
+        merged = merged + linear.get_delta_weight(name).to(merged.dtype)
+    return merged

@@ -1,0 +1,52 @@
+"""What a reward is: the protocols, and core's own `default`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import attrs
+
+from truing.rollout.completion import Completion
+
+if TYPE_CHECKING:
+    from truing.context import OpenContext
+
+Scores = Sequence[float | None]
+
+DEFAULT_WARNING = "reward `default` returns 0.0 for every completion: nothing will be learned; name a reward under `rewards`"
+"""What a run says loudly, in `truing check` and at its start, when `default` is its only reward."""
+
+
+class Reward(Protocol):
+    """Scores completions: an attrs class of settings. None means that the reward does not apply to that completion.
+
+    A class variable `compares = True` says that a score depends on the other completions of the call: they are then never called
+    one by one to find the one on which a call fails.
+    """
+
+    name: ClassVar[str]
+
+    def __call__(self, completions: Sequence[Completion]) -> Scores | Awaitable[Scores]:
+        """Return one number, or None, for each completion, in order."""
+
+
+class OpenedReward(Protocol):
+    """A reward that keeps something alive, such as a model: an attrs class of settings that is opened once for a run."""
+
+    name: ClassVar[str]
+
+    def open(self, context: OpenContext) -> AbstractContextManager[Callable[[Sequence[Completion]], Scores | Awaitable[Scores]]]:
+        """Return a context manager that yields what is called with completions, as a Reward is."""
+
+
+@attrs.frozen(kw_only=True)
+class DefaultReward:
+    """0.0 for every completion: it lets a run without a reward start, and nothing is learned."""
+
+    name: ClassVar[str] = "default"
+
+    def __call__(self, completions: Sequence[Completion]) -> Scores:
+        """Return zeros."""
+        return [0.0] * len(completions)

@@ -1,0 +1,128 @@
+"""Plain functions as rewards: called by the names of their parameters, found by `file.function`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+
+from truing.errors import ConfigError
+from truing.rewards.contract import Reward, Scores
+from truing.rollout.completion import Completion
+from truing.suggest import did_you_mean
+
+SIGNATURES = (
+    "f(prompt, response) -> float",
+    "f(completions, **columns) -> list[float]",
+    "f(prompts, completions, **columns) -> list[float]",
+)
+"""What a plain function may look like to be a reward; completions are strings there, and columns the dataset's further ones."""
+
+
+@attrs.frozen
+class CallableReward:
+    """A plain function as a reward, called by the names of its parameters; see SIGNATURES.
+
+    It may be `async def`. A parameter that is none of prompt(s), response and completions is a column, and `**columns` takes all
+    others: one value in `f(prompt, response)`, else a list with one for each completion, None where a row lacks it. Raises
+    ConfigError for a signature that fits none of the three, and on a call when a column is asked for that no row has.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    _parameters: Mapping[str, inspect.Parameter] = attrs.field(
+        init=False, repr=False, default=attrs.Factory(lambda self: _read_parameters(self.name, self.function), takes_self=True)
+    )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the function says of itself, by an attribute, that it compares the completions of a call."""
+        return bool(getattr(self.function, "compares", False))
+
+    def __call__(self, completions: Sequence[Completion]) -> Scores | Awaitable[Scores]:
+        """Call the function and return what it gives, unchecked."""
+        if not completions:
+            return []
+        columns = self._columns(completions)
+        prompts = [completion.prompt for completion in completions]
+        texts = [completion.text for completion in completions]
+        if "completions" in self._parameters:
+            given = {"prompts": prompts} if "prompts" in self._parameters else {}
+            return cast("Scores | Awaitable[Scores]", self.function(completions=texts, **given, **columns))
+        results = [
+            self.function(prompt=prompt, response=text, **{key: values[row] for key, values in columns.items()})
+            for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+        ]
+        return _gather(results) if any(map(inspect.isawaitable, results)) else results
+
+    def _columns(self, completions: Sequence[Completion]) -> dict[str, list[Any]]:
+        known = {key for completion in completions for key in completion.columns} - _GIVEN
+        wanted = {key: parameter for key, parameter in self._parameters.items() if key not in _GIVEN}
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
+        for key, parameter in wanted.items():
+            required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+            if required and key not in known:
+                columns = ", ".join(sorted(known)) or "none"
+                raise ConfigError(
+                    f"reward {self.name!r} asks for column {key!r}, which no row has (columns: {columns}){did_you_mean(key, known)}"
+                )
+        passed = sorted(known) if takes_all else [key for key in wanted if key in known]
+        return {key: [completion.columns.get(key) for completion in completions] for key in passed}
+
+
+@attrs.frozen(kw_only=True)
+class FunctionReward:
+    """A user's function `file.function` as a reward; it is found and imported at the first call."""
+
+    name: str
+    base_dir: Path = attrs.field(default=Path(), metadata={"internal": True})
+
+    @cached_property
+    def loaded(self) -> Reward:
+        """What the name stands for, imported. Raises ConfigError where it cannot be found, imported or called as a reward."""
+        from truing.functions import find_function, load_function
+        from truing.rewards.registry import as_reward
+
+        return as_reward(load_function(find_function(self.name, self.base_dir)), name=self.name)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the function says of itself that it compares the completions of a call."""
+        return bool(getattr(self.loaded, "compares", False))
+
+    def __call__(self, completions: Sequence[Completion]) -> Scores | Awaitable[Scores]:
+        """Call the function."""
+        return self.loaded(completions)
+
+
+_GIVEN = {"prompt", "response", "prompts", "completions"}
+
+
+def _read_parameters(name: str, function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        parameters = dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        parameters = {}
+    by_name = [
+        key for key, parameter in parameters.items() if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    unreachable = [
+        key for key, parameter in parameters.items() if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
+    ]
+    given = _GIVEN.intersection(by_name)
+    if unreachable or given not in ({"prompt", "response"}, {"completions"}, {"prompts", "completions"}):
+        shown = f"{name}({', '.join(map(str, parameters.values()))})"
+        raise ConfigError(
+            f"reward function {shown} fits none of the accepted signatures, by parameter name: {'; '.join(SIGNATURES)}"
+        )
+    return parameters
+
+
+async def _gather(results: Sequence[Awaitable[float | None]]) -> Scores:
+    import asyncio
+
+    return await asyncio.gather(*results)

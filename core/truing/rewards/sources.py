@@ -1,0 +1,81 @@
+"""Where a reward's code is, so that another process can make it: from names and settings, never from pickled objects."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+import msgspec
+
+from truing.rewards.contract import Reward
+from truing.rewards.functions import CallableReward, FunctionReward
+from truing.rewards.registry import as_reward, reward_registry
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A function beside the configuration, or a class or function of an importable module."""
+
+    name: str
+    base_dir: str | None = None
+    """The folder of the configuration, for a function named `file.function`."""
+    module: str = ""
+    qualname: str = ""
+    settings: Mapping[str, Any] | None = None
+    """A plugin's settings by key; None for a function."""
+
+    def load(self) -> Reward:
+        """Return the reward. Raises whatever its modules raise, and ConfigError for settings or a function that do not fit."""
+        if self.base_dir is not None:
+            reward = FunctionReward(name=self.name, base_dir=Path(self.base_dir))
+            _ = reward.loaded
+            return cast("Reward", reward)
+        found = _look_up(importlib.import_module(self.module), self.qualname)
+        if self.settings is None:
+            return as_reward(found, name=self.name)
+        from truing.config.structure import strict_converter
+
+        return cast("Reward", strict_converter().structure(self.settings, found))
+
+
+def source_of(reward: Any) -> Source | None:
+    """Return where a reward that was named is found again, None for one that only this process has.
+
+    That is a function `file.function`, a class of settings that can be imported, and a function of `reward_registry` that can. A
+    function that was handed over as an object is called where it was made, and so is what a notebook or script defines.
+    """
+    if isinstance(reward, FunctionReward):
+        return Source(reward.name, base_dir=str(reward.base_dir.absolute()))
+    if isinstance(reward, CallableReward):
+        named = reward.name in reward_registry.names() and reward_registry.get(reward.name) is reward
+        return _importable(reward.name, reward.function, None) if named else None
+    settings = attrs.asdict(
+        reward,
+        filter=lambda field, _: field.init and not field.metadata.get("internal"),
+        value_serializer=lambda _, __, value: str(value) if isinstance(value, Path) else value,
+    )
+    try:
+        msgspec.msgpack.encode(settings)
+    except (TypeError, OverflowError):  # settings that no YAML can write
+        return None
+    return _importable(reward.name, type(reward), settings)
+
+
+def _importable(name: str, thing: Any, settings: Mapping[str, Any] | None) -> Source | None:
+    module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "")
+    if module is None or module == "__main__" or getattr(sys.modules.get(module), "__spec__", None) is None:
+        return None
+    try:
+        found = _look_up(sys.modules[module], qualname)
+    except AttributeError:
+        return None
+    return Source(name, module=module, qualname=qualname, settings=settings) if found is thing else None
+
+
+def _look_up(module: Any, qualname: str) -> Any:
+    for part in qualname.split("."):
+        module = getattr(module, part)
+    return module

@@ -1,0 +1,125 @@
+"""What is told of sampled completions: metrics, completions.jsonl, and a table in the terminal now and then."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+
+from truing.data.dataset import TreeDataset
+from truing.rollout.plan import RolloutPlan
+from truing.rollout.sampler import Group, weighted_sum
+from truing.train.run import Run
+
+TABLES = 10
+"""How many tables of samples there are in a run, where nothing else is said."""
+TABLE_ROWS = 3
+SHOWN_CHARACTERS = 160
+
+
+@attrs.define(eq=False)
+class RolloutLog:
+    """Measures, writes and shows groups of completions; `names` are those of the rewards."""
+
+    run: Run
+    prompts: TreeDataset
+    plan: RolloutPlan
+    names: Sequence[str]
+
+    def metrics(self, groups: Sequence[Group], weights: Sequence[float]) -> dict[str, float]:
+        """Return the mean reward, its spread within groups, each reward's mean and spread, and lengths.
+
+        Lost completions count in none of them. A spread is the unbiased standard deviation.
+        """
+        totals = [[total for total in group.totals(weights) if not math.isnan(total)] for group in groups]
+        flat = [len(set(of_group)) <= 1 for of_group in totals]
+        rewards = [reward for of_group in totals for reward in of_group]
+        completions = [completion for group in groups for completion in group.completions]
+        lengths = [len(completion.token_ids) for completion in completions]
+        ended = [len(completion.token_ids) for completion in completions if completion.finish_reason != "length"]
+        return {
+            "reward": _mean(rewards),
+            "reward_std": _mean([_spread(of_group) for of_group in totals]),
+            "frac_reward_zero_std": _mean([float(one) for one in flat]),
+            **dict(self._by_reward(groups)),
+            "completions/mean_length": _mean(lengths),
+            "completions/min_length": float(min(lengths, default=0)),
+            "completions/max_length": float(max(lengths, default=0)),
+            "completions/mean_terminated_length": _mean(ended),
+            "completions/clipped_ratio": 1 - len(ended) / max(1, len(lengths)),
+            "completions/lost": float(sum(group.lost for group in groups)),
+        }
+
+    def _by_reward(self, groups: Sequence[Group]) -> Iterator[tuple[str, float]]:
+        for index, name in enumerate(self.names):
+            given = [row[index] for group in groups for row in group.rewards if not math.isnan(row[index])]
+            yield f"rewards/{name}/mean", _mean(given)
+            yield f"rewards/{name}/std", _spread(given)
+
+    def write(self, groups: Sequence[Group], weights: Sequence[float], advantages: Sequence[float | None]) -> None:
+        """Append every completion to completions.jsonl, on the first rank, and show some where it is time to."""
+        run = self.run
+        if not run.accelerator.is_main_process:
+            return
+        lines = list(self._lines(groups, weights, advantages))
+        error = run.run_dir.append_completions(lines)
+        if error is not None:
+            run.reporter.warn(f"completions.jsonl cannot be written ({error}); tried again with the next batch")
+        if self._shows():
+            run.reporter.table(
+                f"samples of step {run.state.step + 1}",
+                ("prompt", "completion", "reward", "advantage"),
+                [_row(line) for line in lines[: TABLE_ROWS * self.plan.num_generations : self.plan.num_generations]],
+            )
+
+    def _shows(self) -> bool:
+        rollout, updates = self.run.config.rollout, self.plan.updates
+        tables = int(getattr(self.run.loss, "num_sample_generations", TABLES))
+        every = (rollout.table_steps if rollout else None) or (max(1, self.run.total_steps // tables) if tables else 0)
+        lot, step = self.run.state.step // updates, self.run.state.step
+        # the first lot at or after every so many steps
+        return bool(every) and (lot == 0 or step // every > (step - updates) // every)
+
+    def _lines(
+        self, groups: Sequence[Group], weights: Sequence[float], advantages: Sequence[float | None]
+    ) -> Iterator[dict[str, Any]]:
+        remaining = iter(advantages)
+        for group in groups:
+            for completion, rewards in zip(group.completions, group.rewards, strict=True):
+                yield {
+                    "step": self.run.state.step + 1,
+                    "version": self.run.state.step,
+                    "sample": group.sample_id,
+                    "prompt": self.prompts.prompt(group.sample_id),
+                    "completion": completion.text,
+                    "tokens": len(completion.token_ids),
+                    "finish_reason": completion.finish_reason,
+                    "rewards": {name: _number(value) for name, value in zip(self.names, rewards, strict=True)},
+                    "reward": _number(weighted_sum(rewards, weights)),
+                    "advantage": next(remaining),
+                }
+
+
+def _row(line: dict[str, Any]) -> tuple[str, ...]:
+    prompt = line["prompt"] if isinstance(line["prompt"], str) else line["prompt"][-1]["content"]
+    numbers = ("-" if line[key] is None else f"{line[key]:.3g}" for key in ("reward", "advantage"))
+    return (_shortened(str(prompt)), _shortened(line["completion"]), *numbers)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS // 2]} ... {text[-SHOWN_CHARACTERS // 2 :]}"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,200 @@
+"""Where an online method's trees come from: completions of the run's prompts, sampled, scored and kept for the steps on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import attrs
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from truing.context import OpenContext
+from truing.data.dataset import TreeDataset
+from truing.data.stored import pack_trees, unpack_trees
+from truing.data.tree import Branch, PromptTree, Sampled, Trees
+from truing.errors import TruingError
+from truing.model.weight_source import PolicyWeights
+from truing.rewards.runner import RewardRunner
+from truing.rollout.plan import RolloutPlan
+from truing.rollout.sampler import Group, Sampler
+from truing.train.advantages import learn_from, measure
+from truing.train.order import DataOrder
+from truing.train.rollout_log import RolloutLog
+from truing.train.run import Run
+
+
+@attrs.define(eq=False, kw_only=True)
+class RolloutSource:
+    """Samples a lot of prompts whenever the completions at hand are used up.
+
+    What it holds between steps is the trees of the current lot, which a checkpoint keeps only while steps are left on them. The
+    order of prompts and every seed are functions of the run's seed and the step.
+    """
+
+    prompts: TreeDataset
+    order: DataOrder
+    plan: RolloutPlan
+    _trees: list[PromptTree] = attrs.field(factory=list, init=False)
+    _metrics: dict[str, float] = attrs.field(factory=dict, init=False)
+    _left: int = attrs.field(default=0, init=False)
+    """Steps still to be taken on the trees at hand."""
+    _sampler: Sampler | None = attrs.field(default=None, init=False)
+    _log: RolloutLog | None = attrs.field(default=None, init=False)
+    _opened: ExitStack = attrs.field(factory=ExitStack, init=False)
+
+    def open(self, run: Run) -> None:
+        """Open the backend and the rewards; `close` closes them."""
+        config = run.config
+        assert config.rollout is not None
+        context = OpenContext(
+            tokenizer=run.state.tokenizer,
+            device=run.accelerator.device,
+            run_dir=run.run_dir.path,
+            seed=run.trainer.seed,
+            models={"policy": run.state.model},
+            config_dir=config.base_dir,
+        )
+        live = config.rollout.backend.open(context)
+        self._opened.callback(live.close)
+        rewards = self._opened.enter_context(RewardRunner(config.rewards, context))
+        self._log = RolloutLog(run, self.prompts, self.plan, rewards.names)
+        self._sampler = Sampler(
+            live=live,
+            backend=config.rollout.backend.name,
+            rewards=rewards,
+            weights=[entry.weight for entry in config.rewards],
+            tokenizer=run.state.tokenizer,
+            sampling=self.plan.sampling,
+            seed=run.trainer.seed,
+            resamplings=int(getattr(run.loss, "dynamic_sampling", 0)),
+        )
+
+    def close(self) -> None:
+        """Close what was opened."""
+        self._opened.close()
+
+    def trees(self, run: Run) -> Sequence[PromptTree]:
+        """Return the trees of the run's next step, of all ranks together; sample first, when none are left."""
+        update = run.state.step % self.plan.updates
+        if update == 0 or not self._left:
+            self._fill(run)
+        self._left = self.plan.updates - update - 1
+        iteration, part = divmod(update, self.plan.minibatches)
+        order = self._shuffled(run.state.step - update, iteration)
+        size = -(-len(order) // self.plan.minibatches)
+        return [self._trees[index] for index in order[part * size : (part + 1) * size]]
+
+    def _shuffled(self, lot: int, iteration: int) -> list[int]:
+        """Return the order in which a pass over the trees takes them."""
+        if self.plan.minibatches == 1:
+            return list(range(len(self._trees)))
+        generator = torch.Generator().manual_seed((self.order.seed * 1_000_003 + lot) * 1_000_003 + iteration)
+        order: list[int] = torch.randperm(len(self._trees), generator=generator).tolist()
+        return order
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What is measured of the completions at hand."""
+        return self._metrics
+
+    def _fill(self, run: Run) -> None:
+        assert self._sampler is not None and self._log is not None
+        started = time.perf_counter()
+        groups, anew = self._sample(run, self.prompts, self.order.samples(run.state.step), self.plan.num_generations, "lot")
+        sampled = time.perf_counter()
+        errors = self._end_batch(run)
+        trees = [_tree(self.prompts[group.sample_id], group) for group in groups if group.completions]
+        if not trees:
+            raise TruingError(
+                f"step {run.state.step + 1}: no completion has a score, so that nothing can be learned from; look at the errors of "
+                "the rewards and of the rollout backend above"
+            )
+        trees = measure(run, trees, updates=self.plan.updates)
+        learned = learn_from(run, trees, updates=self.plan.updates)
+        self._trees = learned.trees
+        weights = self._sampler.weights
+        self._metrics = {
+            **self._log.metrics(groups, weights),
+            **learned.metrics,
+            **errors,
+            **({"dynamic_sampling/resampled": float(anew)} if self._sampler.resamplings else {}),
+            "seconds/sampling": sampled - started,
+            "seconds/advantages": time.perf_counter() - sampled,
+        }
+        self._log.write(groups, weights, learned.by_completion)
+
+    def _end_batch(self, run: Run) -> dict[str, float]:
+        """Return the error rate of each reward. Raises TruingError where one is above what is allowed, on all ranks together."""
+        assert self._sampler is not None
+        return self._sampler.rewards.end_batch(
+            lambda counts: [sum(of_ranks) for of_ranks in zip(*gather_object([list(counts)]), strict=True)]
+        )
+
+    def _sample(self, run: Run, prompts: TreeDataset, samples: Sequence[int], count: int, purpose: str) -> tuple[list[Group], int]:
+        """Return the groups of these prompts, each rank having sampled its share, and how many were sampled anew."""
+        sampler, accelerator = self._sampler, run.accelerator
+        assert sampler is not None
+        sampler.live.update_weights(run.state.step, PolicyWeights(run))
+        mine = samples[accelerator.process_index :: accelerator.num_processes]
+        lot = purpose if purpose == "eval" else f"{purpose}.{run.state.step}"
+        with accelerator.autocast():
+            groups, anew = sampler.sample(prompts, mine, count, lot)
+        shares = gather_object([(groups, anew)])
+        by_sample = {group.sample_id: group for share, _ in shares for group in share}
+        return [by_sample[sample] for sample in samples], sum(count for _, count in shares)
+
+    def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
+        """Return the rewards on held-out prompts, which get the same seeds every time, without a prefix."""
+        assert self._sampler is not None and self._log is not None and run.config.rollout is not None
+        assert isinstance(prompts, TreeDataset)
+        count, found = self.plan.num_eval_generations, []
+        for start in range(0, len(prompts), self.plan.prompts):
+            some = range(start, min(start + self.plan.prompts, len(prompts)))
+            found += self._sample(run, prompts, some, count, "eval")[0]
+            run.reporter.alive(run.state.step)
+        errors = self._end_batch(run)
+        weights, passing = self._sampler.weights, run.config.rollout.pass_reward
+        return {**self._log.metrics(found, weights), **pass_rates(found, weights, count, passing), **errors}
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the part of what it holds that is JSON."""
+        held = self._trees if self._left else []
+        return {"left": self._left, "trees": pack_trees(held)[0], "metrics": self._metrics}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the part of what it holds that is tensors."""
+        return pack_trees(self._trees if self._left else [])[1]
+
+    def load(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Hold what `numbers` and `tensors` gave."""
+        self._left, self._metrics = int(numbers["left"]), dict(numbers["metrics"])
+        self._trees = unpack_trees(numbers["trees"], tensors)
+
+
+def pass_rates(groups: Sequence[Group], weights: Sequence[float], count: int, passing: float) -> dict[str, float]:
+    """Return pass@1 and pass@k for k the completions of a prompt: the share of prompts of which one of k drawn completions passes.
+
+    A completion passes whose weighted rewards sum to `passing` or more. pass@1 is the mean share of passing ones; with as many
+    drawn as there are, pass@k is whether any does. One without a score does not pass.
+    """
+    passed = [sum(total >= passing for total in group.totals(weights)) for group in groups]
+    rates = {"pass@1": sum(passed) / (count * len(groups))}
+    return rates | ({f"pass@{count}": sum(number > 0 for number in passed) / len(groups)} if count > 1 else {})
+
+
+def _tree(prompt: PromptTree, group: Group) -> PromptTree:
+    """Return the prompt with its completions as branches."""
+    branches = []
+    for completion, rewards in zip(group.completions, group.rewards, strict=True):
+        mask = completion.loss_mask or (True,) * len(completion.token_ids)
+        columns = {}
+        if completion.token_logps is not None:
+            counted = [logp for logp, counts in zip(completion.token_logps, mask, strict=True) if counts]
+            columns["behavior_token_logps"] = torch.tensor(counted, dtype=torch.float32)
+        sampled = Sampled(columns=columns, rewards=rewards, truncated=completion.finish_reason == "length")
+        branches.append(Branch(token_ids=completion.token_ids, loss_mask=tuple(mask), sampled=sampled))
+    return attrs.evolve(prompt, branches=tuple(branches), columns={})

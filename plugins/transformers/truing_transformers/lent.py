@@ -1,0 +1,37 @@
+"""The policy while it generates: lent by the run, and given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+
+@contextmanager
+def lent(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """Generate with a model: without gradient, dropout and recomputation, with the attention that is named.
+
+    Afterwards every module is in training or evaluation as before, and the attention and the generation configuration are what they
+    were. Not to be held while a generator yields: what runs there would find the model so.
+    """
+    training = [module for module in model.modules() if module.training]
+    configs = {id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    generation = model.generation_config
+    try:
+        for module in training:
+            module.training = False
+        for config, _ in before:
+            config._attn_implementation = attention
+        # one of the model's own could hold penalties, and the log-probabilities would not be the policy's
+        model.generation_config = GenerationConfig()
+        with torch.no_grad():
+            yield
+    finally:
+        model.generation_config = generation
+        for config, name in before:
+            config._attn_implementation = name
+        for module in training:
+            module.training = True

@@ -1,0 +1,215 @@
+"""Methods that sample their completions: the loop around a fake backend, its buffer, its record, and its evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from typing import ClassVar
+
+import attrs
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import truing
+from tests.core.good_losses import Grpo, OnlinePairs
+from truing import Advantages, ConfigError, PluginError, Term, TruingError
+from truing.config import RewardEntry, RolloutConfig
+from truing.loss import Layout
+from truing.testing import tiny_model, tiny_tokenizer
+from truing.testing.fakes import FakeRollout
+
+ROWS = [{"prompt": f"{number}+{number}=", "answer": number} for number in range(10)]
+UNTIMED = ("tokens_per_second", "memory/peak_mb", "seconds/sampling", "seconds/advantages", "eval_seconds")
+
+
+@attrs.frozen(kw_only=True)
+class Repeated(Grpo):
+    """Two passes of two steps over every rollout batch."""
+
+    name: ClassVar[str] = "repeated"
+    num_iterations: int = truing.setting(2, gt=0, help="Passes.")
+    num_minibatches: int = truing.setting(2, gt=0, help="Steps of a pass.")
+
+
+@attrs.frozen(kw_only=True)
+class Pairs(OnlinePairs):
+    """The best and the worst of a group."""
+
+    name: ClassVar[str] = "pairs"
+    trained_layout: ClassVar[Layout] = Layout.PAIRED
+
+    def advantages(self, rollouts):
+        made = super().advantages(rollouts)
+        return attrs.evolve(made, metrics={"best": Term(rollouts.rewards[made.pairs[:, 0], 0] * 4, "sequence")})
+
+
+@attrs.frozen(kw_only=True)
+class KeepsFew(Grpo):
+    """Leaves out what was cut off, or all."""
+
+    name: ClassVar[str] = "keeps-few"
+    few: bool = truing.setting(True, help="Some, not none.")
+
+    def advantages(self, rollouts):
+        return attrs.evolve(super().advantages(rollouts), keep=~rollouts.truncated & self.few)
+
+
+def letter(prompt, response):
+    """The share of the letter a."""
+    return response.count("a") / max(1, len(response))
+
+
+def align(folder, method=None, *, resume=False, rewards=None, rollout=None, eval_dataset=None, **trainer):
+    tokenizer = tiny_tokenizer()
+    return truing.align(
+        model=tiny_model(tokenizer),
+        tokenizer=tokenizer,
+        dataset=ROWS,
+        eval_dataset=eval_dataset,
+        method=method or Grpo(),
+        format="text",
+        rollout=RolloutConfig(backend=FakeRollout(), **{"num_generations": 4, "max_completion_length": 6, **(rollout or {})}),
+        rewards=rewards or [letter],
+        output_dir=folder,
+        resume=resume,
+        **{"batch_size": 2, "learning_rate": 1e-3, "logging_steps": 1, **trainer},
+    )
+
+
+def completions(folder):
+    return [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+
+
+def history(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in UNTIMED} for line in lines]
+
+
+def test_a_run_samples_every_prompt_once_in_an_epoch_and_records_it(tmp_path):
+    state = align(tmp_path / "run", num_epochs=2)
+    lines = completions(tmp_path / "run")
+    assert state.step == 10 and len(lines) == 2 * len(ROWS) * 4
+    assert set(Counter(line["sample"] for line in lines).values()) == {2 * 4}
+    assert all(line["version"] == line["step"] - 1 and line["tokens"] <= 6 for line in lines)
+    assert all(line["reward"] == line["rewards"]["letter"] for line in lines)
+    by_step = [[line["reward"] for line in lines if line["step"] == step] for step in range(1, 11)]
+    assert [line["reward"] for line in history(tmp_path / "run")] == pytest.approx([sum(row) / len(row) for row in by_step])
+    assert {line["prompt"] for line in lines} == {row["prompt"] for row in ROWS}
+
+
+def test_the_same_seed_samples_the_same_and_another_does_not(tmp_path):
+    runs = [("a", 1), ("b", 1), ("c", 2)]
+    for name, seed in runs:
+        align(tmp_path / name, seed=seed, max_steps=2)
+    one, same, other = (completions(tmp_path / name) for name, _ in runs)
+    assert one == same and [line["completion"] for line in other] != [line["completion"] for line in one]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_resume_in_the_middle_of_a_rollout_batch_is_bitwise(tmp_path, step):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    align(whole, Repeated(), max_steps=6, save_steps=1)
+    shutil.copytree(whole, resumed)
+    for later in range(step + 1, 7):
+        shutil.rmtree(resumed / "checkpoints" / f"step-{later:08d}")
+    shutil.rmtree(resumed / "model")
+    align(resumed, Repeated(), max_steps=6, save_steps=1, resume=True)
+    assert history(resumed) == history(whole)
+    assert completions(resumed) == completions(whole)
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_several_passes_take_every_prompt_once_each_and_measure_the_ratio_against_their_start(tmp_path):
+    state = align(tmp_path / "run", Repeated(), num_epochs=1)
+    lines = completions(tmp_path / "run")
+    # 10 prompts in rollout batches of 4, each for 4 steps
+    assert state.step == 12 and [len({line["sample"] for line in lines if line["step"] == step}) for step in (1, 5, 9)] == [4, 4, 2]
+    assert state.epoch == 1.0
+
+
+def test_pairs_are_trained_on_as_pairs(tmp_path):
+    state = align(tmp_path / "run", Pairs(), max_steps=2)
+    lines = [line for line in completions(tmp_path / "run") if line["step"] == 1]
+    by_prompt = {
+        sample: [line["reward"] for line in lines if line["sample"] == sample] for sample in {line["sample"] for line in lines}
+    }
+    assert state.history[0]["best"] == pytest.approx(sum(map(max, by_prompt.values())) / 2)
+    with pytest.raises(PluginError, match="trained_layout ROLLOUT, and its `advantages` gives pairs"):
+        align(tmp_path / "other", OnlinePairs(), max_steps=1)
+
+
+def test_completions_that_the_method_leaves_out_are_not_trained_on(tmp_path):
+    state = align(tmp_path / "run", KeepsFew(), max_steps=2)
+    assert {line["advantage"] for line in completions(tmp_path / "run") if line["finish_reason"] == "length"} == {None}
+    assert state.metrics["completions/clipped_ratio"] > 0
+
+
+def test_a_step_of_which_nothing_is_kept_changes_no_weight(tmp_path):
+    before = {name: weight.clone() for name, weight in tiny_model(tiny_tokenizer()).named_parameters()}
+    state = align(tmp_path / "run", KeepsFew(few=False), max_steps=2)
+    assert all(line["advantage"] is None for line in completions(tmp_path / "run"))
+    assert all(torch.equal(weight, before[name]) for name, weight in state.model.named_parameters())
+
+
+def test_held_out_prompts_are_completed_too(tmp_path):
+    rollout = {"num_eval_generations": 3, "pass_reward": 0.1}
+    state = align(tmp_path / "run", eval_dataset=ROWS[:5], max_steps=2, eval_steps=1, rollout=rollout)
+    assert 0 <= state.metrics["eval_pass@1"] <= state.metrics["eval_pass@3"] <= 1
+    evaluations = [line for line in history(tmp_path / "run") if "eval_reward" in line]
+    # the fake backend does not look at weights, so that the same seeds give the same
+    assert len(evaluations) == 2 and evaluations[0]["eval_reward"] == evaluations[1]["eval_reward"]
+
+
+def test_groups_of_equal_rewards_are_sampled_anew(tmp_path):
+    @attrs.frozen(kw_only=True)
+    class Dynamic(Grpo):
+        name: ClassVar[str] = "dynamic"
+        dynamic_sampling: int = truing.setting(5, ge=0, help="Times.")
+
+    plain = align(tmp_path / "plain", max_steps=1, batch_size=8).history[0]
+    dynamic = align(tmp_path / "dynamic", Dynamic(), max_steps=1, batch_size=8).history[0]
+    assert plain["frac_reward_zero_std"] > dynamic["frac_reward_zero_std"]
+    assert 0 < dynamic["dynamic_sampling/resampled"] <= 5 * 8
+
+
+def test_what_a_failing_reward_costs(tmp_path):
+    def picky(prompt, response):
+        if "a" in response:
+            raise RuntimeError("no a, please")
+        return 1.0
+
+    state = align(tmp_path / "run", rewards=[RewardEntry(reward=truing.rewards.as_reward(picky))], max_steps=1, batch_size=8)
+    lines = completions(tmp_path / "run")
+    assert all("a" not in line["completion"] for line in lines)
+    assert state.history[0]["completions/lost"] == 8 * 4 - len(lines) > 0
+    assert state.history[0]["rewards/picky/error_rate"] == pytest.approx(1 - len(lines) / 32)
+    with pytest.raises(TruingError, match="picky"):
+        entry = RewardEntry(reward=truing.rewards.as_reward(picky), on_error="fail")
+        align(tmp_path / "fail", rewards=[entry], max_steps=1, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "message"),
+    [
+        ({"prompts_per_batch": 3}, "rollout.prompts_per_batch is 3, and a step has 2 prompts"),
+        ({"max_completion_length": 5000}, "leaves no room for a prompt"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(tmp_path, rollout, message):
+    with pytest.raises(ConfigError, match=message):
+        align(tmp_path / "run", rollout=rollout, max_steps=1)
+
+
+def test_an_error_of_the_method_names_it(tmp_path):
+    @attrs.frozen(kw_only=True)
+    class Broken(Grpo):
+        name: ClassVar[str] = "broken"
+
+        def advantages(self, rollouts) -> Advantages:
+            raise ZeroDivisionError("float division by zero")
+
+    with pytest.raises(PluginError, match="method 'broken' .* failed on the rewards before step 1: ZeroDivisionError"):
+        align(tmp_path / "run", Broken(), max_steps=1)
