@@ -100,7 +100,7 @@ SOURCES = (
     Source("gsm8k_model_solutions", "readers.solutions", (LABELED,), stories=True),
     Source("oasst_ranked", None, (RANKED,)),
     Source("oasst_ranked", "ranked", (PAIRED, LABELED)),
-    Source("llamafactory_kto_en_demo", None, (SINGLE,)),
+    Source("llamafactory_kto_en_demo", "text", (SINGLE,)),
     Source("trl_zen_conversational_prompt_completion", None, (SINGLE,)),
     Source("tinystories_openings", None, (SINGLE,), stories=True),
     Source("self_instruct_seed_tasks", "readers.instructions", (SINGLE,), stories=True),
