@@ -1,4 +1,4 @@
-"""Writes the quickstart's data: preference pairs (data/train.jsonl, data/eval.jsonl) and sums (data/sums.jsonl, data/sums_eval.jsonl).
+"""Writes the quickstart's data: pairs, data/train.jsonl and data/eval.jsonl, and sums, data/sums.jsonl and data/sums_eval.jsonl.
 
 The rule: `chosen` is the right answer and nothing else. `rejected` is, for three pairs of four, the task's own mistake (see
 tasks.py), and for one of four a ramble that has the right answer in it. Both are what the quickstart's model says by itself.
@@ -49,12 +49,17 @@ def make_pairs() -> dict[str, list[dict[str, list[dict[str, str]]]]]:
 def make_sums() -> dict[str, list[dict[str, object]]]:
     """Return the rows of each split of additions and subtractions: prompts with their answers, for methods that sample."""
     splits = [task.split() for task in TASKS if task.name in SUMS]
-    prompts = {"sums": [prompt for train, _ in splits for prompt in train], "sums_eval": [text for _, held in splits for text in held]}
-    rng = random.Random("sums")
-    return {
-        name: [{"prompt": [{"role": "user", "content": text}], "answer": answers(text).right} for text in rng.sample(texts, len(texts))]
-        for name, texts in prompts.items()
+    prompts = {
+        "sums": [prompt for train, _ in splits for prompt in train],
+        "sums_eval": [prompt for _, held_out in splits for prompt in held_out],
     }
+    rng = random.Random("sums")
+    return {name: [sum_of(prompt) for prompt in rng.sample(texts, len(texts))] for name, texts in prompts.items()}
+
+
+def sum_of(prompt: str) -> dict[str, object]:
+    """Return a row of the `text` format: the prompt, and the answer for rewards."""
+    return {"prompt": [{"role": "user", "content": prompt}], "answer": answers(prompt).right}
 
 
 def as_jsonl(rows: Iterable[object]) -> str:

@@ -11,8 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
+
+import attrs
 
 RIGHT = 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Behaves:
+    """A plugin's reward, in a module that imports little: the share of one letter."""
+
+    name: ClassVar[str] = "behaves"
+    letter: str = "a"
+
+    def __call__(self, completions):
+        return [one.text.count(self.letter) / max(1, len(one.text)) for one in completions]
 
 
 def scores(completions):
@@ -39,6 +53,7 @@ def fail(error):
 
 raises = unless_bad(lambda: fail(ValueError("no such answer")))
 raises_without_words = unless_bad(lambda: fail(SilentError()))
+raises_what_cannot_be_sent = unless_bad(lambda: fail(ValueError("\ud800")))
 interrupts_itself = unless_bad(lambda: fail(KeyboardInterrupt()))
 exits = unless_bad(lambda: sys.exit(0))
 exits_hard = unless_bad(lambda: os._exit(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
+from tests.benchmarks import generation
 from tests.benchmarks.against_trl import SMOKE_CASES, compare, row
 from tests.benchmarks.matmul import useful_operations
 from tests.benchmarks.profiles import Case, TokenCounts, count, make_batch
@@ -79,3 +80,10 @@ def test_counts_of_a_batch_agree_with_its_trees():
     assert counts.unique == sum(tree.num_tokens for tree in trees)
     assert counts.real - counts.unique == 7 * sum(len(tree.prompt_ids) for tree in trees)
     assert counts.positions == counts.unique - 24
+
+
+def test_ways_of_generating_are_compared_on_the_same_lengths():
+    case = Case.named("grpo-3x8-tiny-tiny", pairs=1)
+    found = generation.speeds(case, ["generate", "plain", "truing"], rounds=1)
+    assert {name: len(speed) for name, speed in found.items()} == {"generate": 1, "plain": 1, "truing": 1}
+    assert generation.row(case, found).startswith("| grpo-3x8-tiny-tiny | ")

@@ -11,16 +11,18 @@ import psutil
 import pytest
 
 from tests.core import misbehaviour
+from tests.core.reward_calls import run_context
 from truing.config import RewardEntry
 from truing.rewards import FunctionReward
 from truing.rewards.runner import RewardRunner
-from truing.testing import fake_completions, fake_context
+from truing.testing import fake_completions
 
 ONE, ALL, NONE = (False, True, False), (True, True, True), (False, False, False)
 """Which of the three completions "good", "bad" and "fair" fail."""
 KINDS = {
     "raises": (ONE, r"ValueError: no such answer \(\S*misbehaviour.py:\d+\)"),
     "raises_without_words": (ONE, "SilentError without a message that can be read"),
+    "raises_what_cannot_be_sent": (ONE, r"ValueError: \?"),
     "interrupts_itself": (ONE, "KeyboardInterrupt"),
     "exits": (ONE, "SystemExit: 0"),
     "exits_hard": (ONE, "its process ended itself with exit code 0"),
@@ -66,7 +68,7 @@ def run(tmp_path_factory):
         RewardEntry(reward=FunctionReward(name=f"misbehaviour.{kind}", base_dir=folder), timeout=1.0 if "hangs" in kind else 60.0)
         for kind in KINDS
     ]
-    context = fake_context(tmp_path_factory.mktemp("run"))
+    context = run_context(tmp_path_factory.mktemp("run"))
     completions = [attrs.evolve(one, columns={"answer": ["3"]}) for one in fake_completions(["good", "bad", "fair"])]
     with RewardRunner(entries, context, workers=3, memory_mb=512) as runner:
         scored = runner.submit(completions).result()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import truing
 from tests.end_to_end.helpers import preferences, save_tiny_model, write_rows
 from truing.model import flash_cpu
+from truing.registry.first_party import FIRST_PARTY
 from truing.testing import tiny_model, tiny_tokenizer
 
 
@@ -281,7 +282,7 @@ def test_a_tracker_that_fails_later_costs_a_warning(tmp_path, monkeypatch, capsy
         ({"output_dir": None}, "output"),
         ({"learning_rate": -1.0}, "learning_rate must be >= 0"),
         ({"method": "dpoo"}, "did you mean 'dpo'"),
-        ({"method": "grpo"}, "pip install truing-grpo"),
+        ({"method": "absent"}, "pip install truing-absent"),
         ({"method": "ipo", "label_smoothing": 0.1}, "ipo has no label_smoothing"),
         ({"format": "preferense"}, "did you mean 'preference'"),
         ({"adapter": {"type": "lora", "target_modules": ["q_prj"]}}, "its linear modules are .*q_proj"),
@@ -303,7 +304,8 @@ def test_a_tracker_that_fails_later_costs_a_warning(tmp_path, monkeypatch, capsy
         ({"model": tiny_model(vocab_size=40)}, "the data has token id"),
     ],
 )
-def test_mistakes_are_named(tmp_path, options, message):
+def test_mistakes_are_named(tmp_path, monkeypatch, options, message):
+    monkeypatch.setitem(FIRST_PARTY["loss"], "absent", "truing-absent")
     with pytest.raises(truing.TruingError, match=f"(?s){message}"):
         run(options.pop("output_dir", tmp_path / "run"), **options)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import truing
 from tests.core.good_losses import Grpo, OnlinePairs
+from tests.end_to_end.test_resume import history
 from truing import Advantages, ConfigError, PluginError, Term, TruingError
 from truing.config import RewardEntry, RolloutConfig
 from truing.loss import Layout
@@ -21,7 +22,6 @@ from truing.testing import tiny_model, tiny_tokenizer
 from truing.testing.fakes import FakeRollout
 
 ROWS = [{"prompt": f"{number}+{number}=", "answer": number} for number in range(10)]
-UNTIMED = ("tokens_per_second", "memory/peak_mb", "seconds/sampling", "seconds/advantages", "eval_seconds")
 
 
 @attrs.frozen(kw_only=True)
@@ -80,11 +80,6 @@ def align(folder, method=None, *, resume=False, rewards=None, rollout=None, eval
 
 def completions(folder):
     return [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
-
-
-def history(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in UNTIMED} for line in lines]
 
 
 def test_a_run_samples_every_prompt_once_in_an_epoch_and_records_it(tmp_path):

@@ -86,3 +86,33 @@ def test_weights_that_are_spread_over_ranks_are_saved_and_resumed_bitwise(tmp_pa
     if method == "scored":
         head = load_file(tmp_path / "one/model/value_head.safetensors")["weight"]
         assert head.shape == (1, 32) and head.any()
+
+
+REWARD = """
+def vowels(completions, **columns):
+    return [float(sum(letter in "aeiou" for letter in text)) for text in completions]
+"""
+
+
+def test_two_processes_sample_and_learn_what_one_does(tmp_path):
+    config = write_config(tmp_path, batch_size=4, max_steps=4)
+    (tmp_path / "rewards.py").write_text(REWARD)
+    online = (
+        "method={name: grpo, beta: 0.1, num_minibatches: 2, num_iterations: 1}",
+        "data.format=text",
+        "rewards=rewards.vowels",
+        "rollout={num_generations: 3, max_completion_length: 5}",
+    )
+    ends = []
+    for name, processes, batch in (("one", 1, 4), ("two", 2, 2)):
+        command = [sys.executable, "-m", "truing", "train", str(config), f"output.dir={tmp_path / name}", *online]
+        command += [f"trainer.batch_size={batch}", *(["--num-processes", "2"] if processes == 2 else [])]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=250, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        completions = (tmp_path / name / "completions.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in completions]
+        ends.append(([(line["sample"], line["completion"]) for line in lines], history(tmp_path / name)))
+    (sampled, alone), (sampled_by_two, together) = ends
+    assert sampled_by_two == sampled
+    for name in ("loss", "reward", "kl", "grad_norm"):
+        assert [line[name] for line in together] == pytest.approx([line[name] for line in alone], rel=1e-4, abs=1e-6)

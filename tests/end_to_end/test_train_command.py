@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.end_to_end.helpers import preferences, write_config, write_rows
 from truing.cli import main
+from truing.registry.first_party import FIRST_PARTY
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -113,7 +114,7 @@ def test_plain_lines_when_piped(tmp_path):
     [
         (["data.path=absent.jsonl"], 2, "data.path: no file"),
         (["model.name=./absent"], 2, "absent"),
-        (["method=grpo"], 3, "pip install truing-grpo"),
+        (["method=absent"], 3, "pip install truing-absent"),
         (["trainer.learning_rat=1"], 2, "did you mean 'learning_rate'"),
         (["model.adapter={type: lora, target_modules: [q_prj]}"], 2, "its linear modules are"),
         (["data.format=text"], 2, "text"),
@@ -122,7 +123,8 @@ def test_plain_lines_when_piped(tmp_path):
         (["trainer.max_length=100000"], 2, "the model was made for 512 tokens"),
     ],
 )
-def test_mistakes_are_one_clear_message(tmp_path, arguments, code, message):
+def test_mistakes_are_one_clear_message(tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.setitem(FIRST_PARTY["loss"], "absent", "truing-absent")
     done = in_process("train", write_config(tmp_path), *arguments)
     assert done.exit_code == code, done.stderr
     assert message in done.stderr

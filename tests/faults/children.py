@@ -22,9 +22,11 @@ import torch
 import truing.cli.train
 import truing.train.loop
 import truing_dpo
+import truing_grpo
+import truing_transformers
 from truing.cli import main
 
-IMPORTED = (truing.cli.train, truing.train.loop, truing_dpo)
+IMPORTED = (truing.cli.train, truing.train.loop, truing_dpo, truing_grpo, truing_transformers)
 """What a child need not import again."""
 SECONDS = 120.0
 """What a child may take altogether; nearly all take one."""

@@ -19,15 +19,29 @@ from truing.train.checkpoint import CheckpointStore, verify
 STEPS = 12
 """Of a run: two epochs of 24 pairs, four a step."""
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+ONLINE = (
+    "method=grpo",
+    "method.num_iterations=2",
+    "data.format=text",
+    "rewards=rewards.letters",
+    "rollout={num_generations: 2, max_completion_length: 4}",
+    f"trainer.max_steps={STEPS}",
+)
+"""Settings of a run that samples its completions, with two steps on each."""
+REWARD = """
+def letters(completions, **columns):
+    return [float(sum(map(str.isalpha, text))) for text in completions]
+"""
 LORA = ("model.adapter.type=lora", "model.adapter.dropout=0.1")
 
 
 @attrs.frozen
 class End:
-    """What a run that is done leaves behind: the bytes of its weights, and its log without times."""
+    """What a run that is done leaves behind: the bytes of its weights, its log without times, and what it sampled."""
 
     weights: bytes
     history: list[dict[str, Any]]
+    completions: str
     seconds: float = attrs.field(default=0.0, eq=False)
     """What it took, from its start."""
 
@@ -35,7 +49,8 @@ class End:
 def end_of(run: Path) -> End:
     """Return what a run left."""
     (weights,) = (run / "model" / name for name in WEIGHTS if (run / "model" / name).exists())
-    return End(weights.read_bytes(), history(run))
+    sampled = run / "completions.jsonl"
+    return End(weights.read_bytes(), history(run), sampled.read_text() if sampled.exists() else "")
 
 
 def history(run: Path) -> list[dict[str, Any]]:
@@ -56,6 +71,7 @@ class Tiny:
         """Write configuration, model and data."""
         folder.mkdir(parents=True, exist_ok=True)
         config = write_config(folder, **{"num_epochs": 2, **trainer})
+        (folder / "rewards.py").write_text(REWARD)
         if model is not None:
             save_tiny_model(folder / "model", **model)
         return cls(config)
@@ -86,6 +102,7 @@ class Tiny:
 def same(run: Path, unbroken: End) -> None:
     """Raise AssertionError unless a run has ended as the unbroken one, to the last bit."""
     found = end_of(run)
+    assert found.completions == unbroken.completions
     assert found.history == unbroken.history
     assert found.weights == unbroken.weights, "the log is the same, and the weights are not"
 

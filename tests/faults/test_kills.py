@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.children import fork
 from tests.faults.inject import buffered
-from tests.faults.runs import same, whole_checkpoints
+from tests.faults.runs import ONLINE, same, whole_checkpoints
 from tests.faults.saves import found, newest, save, versions
 from tests.faults.sizes import named, only_full, portions
 from truing.train.checkpoint import CheckpointStore
@@ -87,7 +87,7 @@ OPTIONS = (
 
 
 def kill_and_resume(tiny, tmp_path, case, how):
-    draw, options = random.Random(f"run {case}"), OPTIONS[case % len(OPTIONS)]
+    draw, options = random.Random(f"run {case}"), (*how.pop("settings", ()), *OPTIONS[case % len(OPTIONS)])
     run, saved = kill_somewhere(tiny, tmp_path / str(case), options, how, draw)
     ended = tiny.finish(run, *options, resume=True, **how)
     same(run, tiny.unbroken(*options, **how))
@@ -107,6 +107,12 @@ def test_a_run_on_collected_data_that_is_killed(tmp_path, tiny, cases, tally):
 def test_a_run_with_a_rollout_buffer_that_is_killed(tmp_path, tiny, cases, tally):
     resumed = sum(kill_and_resume(tiny, tmp_path, case, {"before": buffered}) for case in cases)
     tally("kill -9 of a run with a rollout buffer", kills=len(cases), **{"with a checkpoint to go on from": resumed})
+
+
+@pytest.mark.parametrize("cases", portions(50, 1, 5), ids=named)
+def test_a_run_that_samples_its_completions_and_is_killed(tmp_path, tiny, cases, tally):
+    resumed = sum(kill_and_resume(tiny, tmp_path, case, {"settings": ONLINE}) for case in cases)
+    tally("kill -9 of a run that samples", kills=len(cases), **{"with a checkpoint to go on from": resumed})
 
 
 @only_full

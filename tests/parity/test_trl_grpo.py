@@ -36,8 +36,8 @@ NAMES = {
 """The settings that TRL has under another name."""
 OURS = {"num_minibatches", "dynamic_sampling", "overlong_buffer", "overlong_penalty", "kl_estimator"}
 """The settings that TRL does not have."""
-OTHERWISE = {"frac_reward_zero_std", "sampling/sampling_logp_difference/mean"}
-"""The metrics that differ on purpose: TRL takes the one over completions, the other over tokens with a number of the sampler's."""
+OTHERWISE = {"sampling/sampling_logp_difference/mean"}
+"""The metric that differs on purpose: TRL takes it over the tokens that the sampler gave a number for."""
 
 CLIPPED = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "luspo")
 CASES = [
@@ -137,7 +137,7 @@ def ours(numbers, method):
     needed = {
         Needs.REFERENCE_LOGPS: ("reference_token_logps", numbers.reference),
         Needs.BEHAVIOR_LOGPS: ("behavior_token_logps", numbers.behavior),
-        Needs.PROXIMAL_LOGPS: ("proximal_token_logps", numbers.before),
+        Needs.PROXIMAL_LOGPS: ("proximal_token_logps", numbers.before if method.num_iterations > 1 else None),
         Needs.ENTROPY: ("token_entropy", numbers.entropies),
     }
     rollouts = LossInputs(
@@ -150,7 +150,7 @@ def ours(numbers, method):
         reward_weights=torch.tensor(numbers.weights, dtype=torch.float64),
         truncated=lengths == LONGEST,
         max_completion_length=LONGEST,
-        **{name: flat(values) for need, (name, values) in needed.items() if need in method.needs},
+        **{name: flat(values) for need, (name, values) in needed.items() if need in method.needs and values is not None},
     )
     advantages = method.advantages(rollouts)
     kept = list(range(len(LENGTHS))) if advantages.keep is None else advantages.keep.nonzero()[:, 0].tolist()
@@ -161,12 +161,11 @@ def ours(numbers, method):
     gradient = torch.zeros(len(LENGTHS), LONGEST, dtype=torch.float64)
     for row, branch in zip(kept, inputs.token_logps.grad.split(inputs.lengths.tolist()), strict=True):
         gradient[row, : len(branch)] = branch
-    made = {name: term.values.item() for name, term in advantages.metrics.items()}
     return SimpleNamespace(
         advantages=advantages.values.tolist(),
         loss=loss.item(),
         gradient=gradient.flatten().tolist(),
-        metrics={name: value.item() for name, value in metrics.items()} | made,
+        metrics={name: value.item() for name, value in metrics.items()},
     )
 
 

@@ -23,7 +23,9 @@ class Reward(Protocol):
     """Scores completions: an attrs class of settings. None means that the reward does not apply to that completion.
 
     A class variable `compares = True` says that a score depends on the other completions of the call: they are then never called
-    one by one to find the one on which a call fails.
+    one by one to find the one on which a call fails. A method `prepare(self) -> None` is called once in each process that calls the
+    reward, before a run starts or the first call is timed: for imports that take long, and to raise SetupError for what the machine
+    lacks.
     """
 
     name: ClassVar[str]
@@ -39,6 +41,11 @@ class OpenedReward(Protocol):
 
     def open(self, context: OpenContext) -> AbstractContextManager[Callable[[Sequence[Completion]], Scores | Awaitable[Scores]]]:
         """Return a context manager that yields what is called with completions, as a Reward is."""
+
+
+def prepare(reward: object) -> None:
+    """Call a reward's `prepare`, where it has one."""
+    getattr(reward, "prepare", lambda: None)()
 
 
 @attrs.frozen(kw_only=True)

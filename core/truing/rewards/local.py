@@ -1,6 +1,7 @@
 """Rewards that are called in the run's own process: what was handed over as an object, and opened ones such as models.
 
-A call that does not end cannot be killed here. It is left behind in its thread when its deadline passes, and costs its samples.
+A call that does not end cannot be killed here. It is left behind in its thread when its deadline passes, and costs its samples. One
+that holds the interpreter's lock meanwhile, as a hopeless regular expression does, holds up the run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,14 @@ from truing.rollout.completion import Completion
 
 ANSWER_SECONDS = 1.0
 """How long an event loop may take to answer before it counts as blocked."""
+
+
+class _LeftError(Exception):
+    """A reward raised what would end an event loop or a thread: SystemExit, say."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__()
+        self.cause = cause
 
 
 class _Thread:
@@ -57,7 +66,7 @@ def _settle(done: Future[Any], result: Any = None, error: BaseException | None =
     if error is None:
         done.set_result(result)
     else:
-        done.set_exception(error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}"))
+        done.set_exception(error if isinstance(error, Exception) else _LeftError(error))
 
 
 class _Loop:
@@ -91,7 +100,7 @@ async def _coroutine(awaitable: Awaitable[Any]) -> Any:
     try:
         return await awaitable
     except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the loop with it
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise _LeftError(error) from error
 
 
 @attrs.define(eq=False)
@@ -100,6 +109,8 @@ class LocalReward:
 
     name: str
     reward: Callable[[Sequence[Completion]], Any]
+    compares: bool = False
+    """Whether a score depends on the other completions of the call."""
     _thread: _Thread = attrs.field(init=False, default=attrs.Factory(lambda self: _Thread(self.name), takes_self=True))
     _loop: _Loop | None = attrs.field(init=False, default=None)
     _one_at_a_time: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
@@ -116,11 +127,8 @@ class LocalReward:
         except PluginError as error:
             raise CallError(str(error), retry=False) from error
         except Exception as error:
-            raise CallError(describe_fault(error), retry=self._retry) from error
-
-    @property
-    def _retry(self) -> bool:
-        return not getattr(self.reward, "compares", False)
+            cause = error.cause if isinstance(error, _LeftError) else error
+            raise CallError(describe_fault(cause), retry=not self.compares) from error
 
     async def _begin(self, completions: Sequence[Completion], timeout: float) -> Any:
         given = [attrs.evolve(one, prompt=copy.deepcopy(one.prompt), columns=copy.deepcopy(one.columns)) for one in completions]
@@ -147,7 +155,7 @@ class LocalReward:
             raise self._late(timeout) from error
 
     def _late(self, timeout: float) -> CallError:
-        return CallError(f"not answered within {timeout:g} s", retry=self._retry)
+        return CallError(f"not answered within {timeout:g} s", retry=not self.compares)
 
     def close(self) -> None:
         """End the threads, unless a call that does not end holds them."""

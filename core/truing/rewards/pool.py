@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import attrs
 import msgspec
@@ -63,7 +64,7 @@ class _BystanderError(Exception):
 
 
 class Log(asyncio.Protocol):
-    """What workers print, in a file of the run directory; at `limit` bytes a new one begins, and only the one before is kept."""
+    """What workers print, and what failed, in a file; at `limit` bytes a new one begins, and only the one before is kept."""
 
     def __init__(self, path: Path, limit: int = 5 * 2**20) -> None:
         self.path = path
@@ -158,8 +159,10 @@ class _Process:
             async with asyncio.timeout(limit + GRACE_SECONDS):
                 return await flight.answer
         except TimeoutError:
-            self.blamed = True
-            self.kill()
+            shared = len(self.flights) > 1 or not self.alive
+            self.blame()
+            if shared:  # what is awaited ends at its own deadline, unless another one blocks the process
+                raise _BystanderError from None
             raise CallError(f"not {doing} within {limit:g} s, so that its process was killed", retry=flight.retry) from None
         finally:
             del self.flights[number]
@@ -201,20 +204,24 @@ class _Process:
         elif isinstance(answer, Failed):
             flight.end(CallError(answer.fault, retry=answer.retry))
             if answer.retire:
-                self.blamed = True
-                self.kill()
+                self.blame()
         else:
             flight.end(answer)
 
     def _ended(self, reason: str) -> None:
-        """Tell those who wait; one alone is at fault, of several nobody knows which."""
+        """Tell those who wait; a call alone is at fault, if it began, and of several nobody knows which."""
         self.kill()
-        code = self.process.returncode if self.process is not None else None
-        how = reason or (f"died of {signal.Signals(-code).name}" if code and code < 0 else f"ended itself with exit code {code}")
+        assert self.process is not None
+        how = reason or _how(self.process.returncode)
         waiting = [flight for flight in self.flights.values() if not flight.answer.done()]
         for flight in waiting:
-            at_fault = len(waiting) == 1 and not self.blamed
+            at_fault = len(waiting) == 1 and not self.blamed and (flight.begun.done() or flight.alone)
             flight.end(CallError(f"its process {how}", retry=flight.retry) if at_fault else _BystanderError())
+
+    def blame(self) -> None:
+        """End the process for a call that is known; what else it awaits is innocent."""
+        self.blamed = True
+        self.kill()
 
     def kill(self) -> None:
         """End the process and all that it started."""
@@ -236,10 +243,10 @@ class _Process:
 class Pool:
     """Up to `workers` processes that score completions. Lives in one event loop, in whose thread all of it runs."""
 
-    def __init__(self, sources: Sequence[Source], *, workers: int, memory: int | None, seed: int, log: Path) -> None:
+    def __init__(self, sources: Sequence[Source], *, workers: int, memory: int | None, seed: int, log: Log) -> None:
         self.start = Start(tuple(sources), seed=seed, memory=memory)
         self.workers = workers
-        self.log = Log(log)
+        self.log = log
         self.processes: list[_Process] = []
         self.awaited: set[int] = set()
         """Sources that are known to be `async def`."""
@@ -256,10 +263,8 @@ class Pool:
         except CallError as error:
             names = ", ".join(source.name for source in self.start.sources)
             raise ConfigError(f"rewards: {names}: cannot be loaded: {error}; {self.log.path} has what was printed") from error
-        assert isinstance(loaded, Loaded)
-        faults = [
-            f"rewards: {source.name}: {fault}" for source, fault in zip(self.start.sources, loaded.faults, strict=True) if fault
-        ]
+        said = loaded.faults if isinstance(loaded, Loaded) else ()
+        faults = [f"rewards: {source.name}: {fault}" for source, fault in zip(self.start.sources, said, strict=False) if fault]
         if faults:
             raise ConfigError("\n".join(faults))
 
@@ -275,8 +280,10 @@ class Pool:
                 continue
             finally:
                 self.notify()
-            assert isinstance(done, Done)
-            return _checked(done, len(completions))
+            if not _is_outcome(done, len(completions)):
+                process.blame()
+                raise CallError("its process sent what are no scores, and was killed", retry=False)
+            return Outcome(done.scores, done.faults)
         raise AssertionError("a process that has one call has no bystander")
 
     async def _process(self, source: int, alone: bool) -> _Process:
@@ -310,9 +317,15 @@ class Pool:
             output.close()
 
 
-def _checked(done: Done, count: int) -> Outcome:
-    """Return a call's outcome, once it is what a worker may say: its process has a user's code in it."""
-    numbers = all(score is None or abs(score) <= LARGEST_SCORE for score in done.scores)  # NaN compares as False
-    if len(done.scores) != count or not numbers or not all(index in range(count) for index in done.faults):
-        raise CallError("its process sent what are no scores", retry=False)
-    return Outcome(done.scores, done.faults)
+def _how(code: int | None) -> str:
+    """Return how a process ended, by its return code."""
+    if code is None or code >= 0:
+        return f"ended itself with exit code {code}"
+    return f"died of {signal.Signals(-code).name if -code in [*signal.Signals] else f'signal {-code}'}"
+
+
+def _is_outcome(done: Loaded | Done, count: int) -> TypeGuard[Done]:
+    """Return whether an answer is what a worker may say of so many completions: its process has a user's code in it."""
+    if not isinstance(done, Done) or len(done.scores) != count or any(index not in range(count) for index in done.faults):
+        return False
+    return all(score is None or abs(score) <= LARGEST_SCORE for score in done.scores)  # NaN compares as False

@@ -17,9 +17,9 @@ import attrs
 
 from truing.context import OpenContext
 from truing.errors import TruingError
-from truing.rewards.contract import DefaultReward
+from truing.rewards.contract import DefaultReward, prepare
 from truing.rewards.local import LocalReward
-from truing.rewards.pool import CallError, Pool
+from truing.rewards.pool import CallError, Log, Pool
 from truing.rewards.scoring import Outcome
 from truing.rewards.sources import Source, source_of
 from truing.rollout.completion import Completion
@@ -97,11 +97,12 @@ class RewardRunner:
     ) -> None:
         self.entries = tuple(entries)
         self.context = context
-        self.workers = workers or max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0))))
+        self.workers = workers or min(MOST_WORKERS, _cpus())
         self.memory = None if memory_mb is None else memory_mb * 2**20
         self.names = _unique([entry.reward.name for entry in entries])
         """One for each entry; a second reward of the same name has a number behind it."""
         self._callers: list[Caller] = []
+        self._log = Log(context.run_dir / LOG)
         self._stack = ExitStack()
         self._loop: asyncio.AbstractEventLoop
         self._tally = [0] * (1 + len(self.entries))
@@ -124,7 +125,8 @@ class RewardRunner:
                     continue
                 reward: Any = entry.reward
                 live = stack.enter_context(reward.open(self.context)) if hasattr(reward, "open") else reward
-                local = LocalReward(name, live)
+                prepare(live)
+                local = LocalReward(name, live, any(getattr(one, "compares", False) for one in (reward, live)))
                 stack.callback(local.close)
                 self._callers.append(local.call)
             self._stack = stack.pop_all()
@@ -163,8 +165,8 @@ class RewardRunner:
 
     @property
     def log(self) -> Path:
-        """The file with what worker processes print, tracebacks of failed calls included."""
-        return self.context.run_dir / LOG
+        """The file with what worker processes print, tracebacks of failed calls included, and a line for each call that failed."""
+        return self._log.path
 
     def _count(self, scored: Scored) -> None:
         """Add to what `end_batch` reports: from the caller's thread, so that results not asked for yet belong to the next batch."""
@@ -174,16 +176,19 @@ class RewardRunner:
         self._messages = {**scored.messages, **self._messages}
 
     def _pool(self, sources: Sequence[Source]) -> Pool:
-        return Pool(sources, workers=self.workers, memory=self.memory, seed=self.context.seed, log=self.log)
+        return Pool(sources, workers=self.workers, memory=self.memory, seed=self.context.seed, log=self._log)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _end(self, pool: Pool) -> None:
         async def end() -> None:
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
                 task.cancel()
             pool.close()
+            if tasks:
+                await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
 
         self._run(end())
 
@@ -194,6 +199,10 @@ class RewardRunner:
             outcome.faults if entry.on_error == "mask" else {} for entry, outcome in zip(self.entries, outcomes, strict=True)
         ]
         faulty = {name: outcome.faults for name, outcome in zip(self.names, outcomes, strict=True) if outcome.faults}
+        for name, faults in faulty.items():
+            row, fault = next(iter(faults.items()))
+            where = f"{len(faults)} of {len(completions)} completions of {completions[row].request_id}"
+            self._log.data_received(f"reward {name!r}: no score for {where}: {fault}\n".encode(errors="replace"))
         return Scored(
             values=tuple(tuple(column[row] for column in columns) for row in range(len(completions))),
             failed=tuple(any(row in faults for faults in masking) for row in range(len(completions))),
@@ -247,6 +256,11 @@ class RewardRunner:
 def _source(reward: Any) -> Source | None:
     """Return where a reward that a worker can run is; core's `default` is not worth a process."""
     return None if isinstance(reward, DefaultReward) or hasattr(reward, "open") else source_of(reward)
+
+
+def _cpus() -> int:
+    """Return how many CPUs this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:

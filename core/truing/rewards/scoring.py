@@ -77,7 +77,8 @@ def describe_fault(error: BaseException) -> str:
         return str(error)[:LONGEST_FAULT]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
-    return text[:LONGEST_FAULT] + (f" ({own[-1].filename}:{own[-1].lineno})" if own else "")
+    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return text[:LONGEST_FAULT].encode(errors="replace").decode() + where  # a lone surrogate could not be sent or written
 
 
 def _read_score(name: str, index: int, value: Any) -> float | None:

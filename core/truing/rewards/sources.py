@@ -11,7 +11,7 @@ from typing import Any, cast
 import attrs
 import msgspec
 
-from truing.rewards.contract import Reward
+from truing.rewards.contract import Reward, prepare
 from truing.rewards.functions import CallableReward, FunctionReward
 from truing.rewards.registry import as_reward, reward_registry
 
@@ -28,11 +28,14 @@ class Source(msgspec.Struct, frozen=True):
     """A plugin's settings by key; None for a function."""
 
     def load(self) -> Reward:
-        """Return the reward. Raises whatever its modules raise, and ConfigError for settings or a function that do not fit."""
+        """Return the reward, prepared. Raises whatever its modules raise, and ConfigError for a function that does not fit."""
+        reward = self._reward()
+        prepare(reward)
+        return reward
+
+    def _reward(self) -> Reward:
         if self.base_dir is not None:
-            reward = FunctionReward(name=self.name, base_dir=Path(self.base_dir))
-            _ = reward.loaded
-            return cast("Reward", reward)
+            return FunctionReward(name=self.name, base_dir=Path(self.base_dir)).loaded
         found = _look_up(importlib.import_module(self.module), self.qualname)
         if self.settings is None:
             return as_reward(found, name=self.name)

@@ -82,6 +82,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 Question = Start | Load | Call
 Answer = Loaded | Begun | Awaiting | Done | Failed
 
+_NO_DATA = (TypeError, OverflowError, RecursionError, UnicodeEncodeError)
+"""What encoding raises for objects, integers beyond 64 bits, endless nesting and lone surrogates."""
 _questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
@@ -89,13 +91,28 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 def frame(message: Question | Answer) -> bytes:
     """Return the bytes of a message. Raises DataError for a column with values that are no data, such as images."""
     try:
-        data = msgspec.msgpack.encode(message, enc_hook=_plain)
-    except (TypeError, OverflowError, RecursionError) as error:
+        data = _encoded(message)
+    except _NO_DATA as error:
         raise DataError(
-            f"a row has a column that cannot be sent to a reward's process ({error}); drop it in the format, or hand the reward "
-            "to truing.align as a function"
+            f"{_where(message)} cannot be sent to a reward's process ({error}); drop it in the format, or hand the reward to "
+            "truing.align as a function"
         ) from error
     return len(data).to_bytes(LENGTH_BYTES, "big") + data
+
+
+def _where(message: Question | Answer) -> str:
+    """Return which part of a row is no data."""
+    for completion in message.completions if isinstance(message, Call) else ():
+        for key, value in {**completion.columns, **completion.extra}.items():
+            try:
+                _encoded(value)
+            except _NO_DATA:
+                return f"column {key!r} of a row"
+    return "a row"
+
+
+def _encoded(thing: Any) -> bytes:
+    return msgspec.msgpack.encode(thing, enc_hook=_plain)
 
 
 def read_question(data: bytes) -> Question:

@@ -108,10 +108,9 @@ class Sampler:
         """Yield each request with its completions in the order of their seeds, as soon as all are there."""
         found: dict[str, dict[int, Completion]] = {id_: {} for id_ in requests}
         for completion in self.live.generate(list(requests.values())):
-            self._check(completion, requests)
-            of_request = found[completion.request_id]
+            request = self._checked(completion, requests, found)
+            of_request = found[request.id]
             of_request[completion.index] = completion
-            request = requests[completion.request_id]
             if len(of_request) == request.n:
                 yield request, [of_request[index] for index in range(request.n)]
         for id_, request in requests.items():
@@ -121,18 +120,27 @@ class Sampler:
                     'or let it yield a Completion with finish_reason "error" for what it cannot complete'
                 )
 
-    def _check(self, completion: Completion, requests: Mapping[str, RolloutRequest]) -> None:
-        """Raise PluginError for an answer to nothing, a second one, or one whose parts do not fit each other."""
+    def _checked(
+        self, completion: Completion, requests: Mapping[str, RolloutRequest], found: Mapping[str, Mapping[int, Completion]]
+    ) -> RolloutRequest:
+        """Return what was asked. Raises PluginError for an answer to nothing, a second one, or one whose parts do not fit."""
         request = requests.get(completion.request_id)
         problem = None
+        asked = f"{completion.request_id!r}[{completion.index}]"
         if request is None or not 0 <= completion.index < request.n:
-            problem = f"answers {completion.request_id!r}[{completion.index}], which was not asked"
+            raise self._fault(f"answers {asked}, which was not asked")
+        if completion.index in found[request.id]:
+            problem = f"answers {asked} twice"
         elif completion.prompt_ids != request.prompt_ids:
             problem = "gives other prompt tokens than it was asked to complete"
         elif completion.finish_reason != "error":
             problem = _misfit(completion, self.sampling.max_completion_length)
         if problem is not None:
-            raise PluginError(f"rollout {self.backend!r} {problem}; truing.testing.check_rollout finds such faults")
+            raise self._fault(problem)
+        return request
+
+    def _fault(self, problem: str) -> PluginError:
+        return PluginError(f"rollout {self.backend!r} {problem}; truing.testing.check_rollout finds such faults")
 
     def _with_row(self, completion: Completion, prompts: Prompts, sample: int, request: RolloutRequest) -> Completion:
         text = completion.text or str(self.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))

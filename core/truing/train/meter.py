@@ -42,6 +42,7 @@ class Meter:
         values = {name: value / self.seen[name] for name, value in gather_metrics(run, self.sums).items()}
         values["learning_rate"] = self.learning_rate
         values["tokens_per_second"] = self.tokens * run.accelerator.num_processes / self.seconds
-        values["padding_fraction"] = 1 - self.inputs / max(1, self.slots)
-        values["shared_prefix_savings"] = 1 - self.inputs / max(1, self.unshared)
+        if self.slots:  # else the method kept nothing of what was sampled
+            values["padding_fraction"] = 1 - self.inputs / self.slots
+            values["shared_prefix_savings"] = 1 - self.inputs / self.unshared
         return values

@@ -60,7 +60,9 @@ class RolloutSource:
         )
         live = config.rollout.backend.open(context)
         self._opened.callback(live.close)
-        rewards = self._opened.enter_context(RewardRunner(config.rewards, context))
+        rewards = self._opened.enter_context(
+            RewardRunner(config.rewards, context, workers=config.trainer.reward_workers, memory_mb=config.trainer.reward_memory_mb)
+        )
         self._log = RolloutLog(run, self.prompts, self.plan, rewards.names)
         self._sampler = Sampler(
             live=live,

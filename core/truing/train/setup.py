@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truing.config import DataConfig, TrainConfig
+from truing.config.agreement import warnings_of
 from truing.data import DataReport, prepare, prepare_rows
 from truing.data.batch import collate
 from truing.data.dataset import TreeDataset
@@ -76,6 +77,8 @@ def set_up(
     check_run(config, given)
     accelerator = _accelerator(config)
     reporter = reporter or Reporter(quiet=not accelerator.is_main_process)
+    for warning in warnings_of(config):
+        reporter.warn(warning)
     _claim(run_dir, accelerator, resume=resume)
     set_seed(config.trainer.seed)
     config = _with_formats(config, given, reporter)

@@ -21,15 +21,11 @@ def terms_of(method, inputs):
     return [term.values.tolist() for term in method(inputs).terms]
 
 
-def off_policy(**settings):
-    return GRPO(num_iterations=2, **settings)
-
-
 @pytest.mark.parametrize(("estimator", "value"), [("k1", LN2), ("k2", LN2**2 / 2), ("k3", LN2 - 1 / 2)])
 def test_kl_estimators(ratios, reduced, estimator, value):
     """The policy gives every token twice the reference's probability: x = ln 2, k3 = 1/2 - 1 + ln 2; weighed by w."""
     inputs = ratios([[1.5, 1.0]], [1.0], reference_token_logps=[[log(1.5 / 8), log(1 / 8)]])
-    method = off_policy(beta=0.5, kl_estimator=estimator)
+    method = GRPO(beta=0.5, kl_estimator=estimator)
     assert terms_of(method, inputs) == [pytest.approx([-1.2 + 0.5 * 1.5 * value, -1.0 + 0.5 * value])]
     assert reduced(method(inputs), inputs)[1]["kl"].item() == pytest.approx(1.25 * value)
 
@@ -37,7 +33,7 @@ def test_kl_estimators(ratios, reduced, estimator, value):
 def test_kl_without_the_correction(ratios, reduced):
     """k3 alone."""
     inputs = ratios([[1.5, 1.0]], [1.0], reference_token_logps=[[log(1.5 / 8), log(1 / 8)]])
-    method = off_policy(beta=0.5, use_bias_correction_kl=False)
+    method = GRPO(beta=0.5, use_bias_correction_kl=False)
     assert terms_of(method, inputs) == [pytest.approx([-1.2 + 0.5 * (LN2 - 0.5), -1.0 + 0.5 * (LN2 - 0.5)])]
     assert reduced(method(inputs), inputs)[1]["kl"].item() == pytest.approx(LN2 - 0.5)
 
@@ -68,7 +64,7 @@ def test_k3_is_never_negative_in_float32():
 def test_entropy_bonus(ratios, reduced):
     """Minus 0.1 times the mean of 1 to 5, that is 3; policy_loss is the loss without it."""
     inputs = ratios(RATIOS, ADVANTAGES, token_entropy=[[1.0, 2.0], [3.0, 4.0, 5.0]])
-    loss, metrics = reduced(off_policy(entropy_coef=0.1)(inputs), inputs)
+    loss, metrics = reduced(GRPO(entropy_coef=0.1)(inputs), inputs)
     assert loss.item() == pytest.approx(0.88 - 0.3)
     assert (metrics["entropy"].item(), metrics["policy_loss"].item()) == pytest.approx((3.0, 0.88))
 
@@ -77,11 +73,11 @@ def test_entropy_bonus(ratios, reduced):
 def test_the_tokens_of_the_greatest_entropy(ratios, reduced, share, chosen):
     """Of T = 5, floor(4 share) + 1 stay in, by entropy tokens 1, 4, 2, 3, 0; the loss is still divided by five."""
     inputs = ratios(RATIOS, ADVANTAGES, token_entropy=[[0.1, 0.5], [0.3, 0.2, 0.4]])
-    method = off_policy(top_entropy_quantile=share)
+    method = GRPO(top_entropy_quantile=share)
     kept = [cost * (str(token) in chosen) for token, cost in enumerate(PLAIN)]
     assert terms_of(method, inputs) == [pytest.approx(kept)]
     assert reduced(method(inputs), inputs)[0].item() == pytest.approx(sum(kept) / 5)
-    assert method.scope == "step" and off_policy().scope == "example"
+    assert method.scope == "step" and GRPO().scope == "example"
 
 
 def test_equal_entropies_stay_together(ratios):
@@ -92,7 +88,7 @@ def test_equal_entropies_stay_together(ratios):
 def test_the_bonus_is_of_the_tokens_that_stay(ratios, reduced):
     """Those with 0.5, 0.3 and 0.4; the KL divergence is of all: k3 of x = 0 is 0."""
     inputs = ratios(RATIOS, ADVANTAGES, token_entropy=[[0.1, 0.5], [0.3, 0.2, 0.4]])
-    loss, metrics = reduced(off_policy(top_entropy_quantile=0.5, entropy_coef=0.1)(inputs), inputs)
+    loss, metrics = reduced(GRPO(top_entropy_quantile=0.5, entropy_coef=0.1)(inputs), inputs)
     assert loss.item() == pytest.approx((-1.0 + 1.6 + 2.0) / 5 - 0.1 * 0.4)
     assert metrics["entropy"].item() == pytest.approx(0.3)
 
@@ -100,7 +96,11 @@ def test_the_bonus_is_of_the_tokens_that_stay(ratios, reduced):
 def test_a_quantile_of_more_entropies_than_torch_quantile_takes(sampled):
     """2^24 + 1 of them."""
     size = 2**24 + 1
-    inputs = attrs.evolve(sampled([[-1.0]]), token_entropy=torch.arange(size, dtype=torch.float32).flip(0))
+    inputs = attrs.evolve(
+        sampled([[-1.0]]),
+        sequence_ids=torch.zeros(size, dtype=torch.int64),
+        token_entropy=torch.arange(size, dtype=torch.float32).flip(0),
+    )
     with pytest.raises(RuntimeError, match="too large"):
         inputs.token_entropy.quantile(0.5)
     assert high_entropy(inputs, 0.5).sum() == 2**23 + 1
@@ -111,7 +111,7 @@ def test_off_policy_completions_are_left_out_where_the_advantage_is_negative(rat
     behavior = [[log(1.5 / 4) + 2, log(1 / 4) + 2], [log(0.5 / 4) + 0.9, log(1.5 / 4), log(1 / 4)]]
     inputs = ratios(RATIOS, ADVANTAGES, behavior_token_logps=behavior)
     for threshold, kept in ((0.29, 0), (0.31, 1)):
-        method = off_policy(off_policy_mask_threshold=threshold)
+        method = GRPO(off_policy_mask_threshold=threshold)
         expected = PLAIN[:2] + [cost * kept for cost in PLAIN[2:]]
         assert terms_of(method, inputs) == [pytest.approx(expected)]
         assert reduced(method(inputs), inputs)[1]["off_policy_mask_ratio"].item() == (1 - kept) / 2
@@ -138,7 +138,7 @@ def test_corrections_for_the_sampler(ratios, reduced, correction, low, weights):
     """Within 3 above, and `low` below; the metric is a mean over tokens, or over completions."""
     behavior = [[log(1 / 4 / ratio) for ratio in branch] for branch in RATIO]
     inputs = ratios(RATIOS, ADVANTAGES, behavior_token_logps=behavior)
-    method = off_policy(importance_sampling_correction=correction, importance_sampling_clip_min=low)
+    method = GRPO(importance_sampling_correction=correction, importance_sampling_clip_min=low)
     assert terms_of(method, inputs) == [pytest.approx([cost * weight for cost, weight in zip(PLAIN, weights, strict=True)])]
     _, metrics = reduced(method(inputs), inputs)
     mean = sum(weights) / 5 if correction.startswith("token") else (weights[0] + weights[-1]) / 2
@@ -157,7 +157,7 @@ def test_vespo_takes_the_correction_into_its_weight(ratios):
     """W = 3/2 x 2 x 1/2: phi = 9/4 e^(-3/2); W = 3/4 x 5/4 x 3 = 45/16 with k = 3, lambda = 2."""
     behavior = [[log(1 / 4 / ratio) for ratio in branch] for branch in RATIO]
     inputs = ratios(RATIOS, ADVANTAGES, behavior_token_logps=behavior)
-    output = off_policy(loss_type="vespo", importance_sampling_correction="token_truncate")(inputs)
+    output = GRPO(loss_type="vespo", importance_sampling_correction="token_truncate")(inputs)
     weights = [9 / 4 * exp(-1.5), (45 / 16) ** 3 * exp(2 * (1 - 45 / 16))]
     assert output.metrics["vespo/phi_seq_mean"].values.tolist() == pytest.approx(weights)
     assert output.terms[0].values[0].item() == pytest.approx(-weights[0] * log(1.5 / 4))
@@ -173,7 +173,7 @@ def test_the_kl_divergence_is_of_all_tokens_whatever_is_masked(ratios):
         behavior_token_logps=[[0.0] * len(branch) for branch in RATIOS],
         token_entropy=[[1.0] * len(branch) for branch in RATIOS],
     )
-    method = off_policy(
+    method = GRPO(
         beta=1.0,
         off_policy_mask_threshold=0.1,
         top_entropy_quantile=0.5,
@@ -186,7 +186,7 @@ def test_the_kl_divergence_is_of_all_tokens_whatever_is_masked(ratios):
 def test_ratios_that_are_too_large_are_held(ratios):
     """At e^20; what is not clipped has no gradient there."""
     inputs = ratios([[1e30, 1.0]], [-1.0])
-    (term,) = off_policy()(inputs).terms
+    (term,) = GRPO()(inputs).terms
     assert term.values.tolist() == pytest.approx([exp(20), 1.0])
     term.values.sum().backward()
     assert inputs.token_logps.grad.tolist() == pytest.approx([0.0, 1.0])
@@ -195,13 +195,13 @@ def test_ratios_that_are_too_large_are_held(ratios):
 def test_dapo_counts_tokens_and_gspo_completions(ratios, reduced):
     """A long bad completion beside a short good one, on policy: (-1 + 3 x 2) / 4, and (-1 + 2) / 2."""
     inputs = ratios([[1.0], [1.0] * 3], [1.0, -2.0])
-    assert reduced(off_policy()(inputs), inputs)[0].item() == pytest.approx(5 / 4)
-    assert reduced(off_policy(loss_type="gspo")(inputs), inputs)[0].item() == pytest.approx(1 / 2)
+    assert reduced(GRPO()(inputs), inputs)[0].item() == pytest.approx(5 / 4)
+    assert reduced(GRPO(loss_type="gspo")(inputs), inputs)[0].item() == pytest.approx(1 / 2)
 
 
 def test_a_completion_without_counted_tokens_costs_nothing(ratios, reduced):
     """All of its tokens were a tool's: it counts among the completions of grpo, with 0."""
     inputs = ratios([[1.0], []], [1.0, -2.0])
-    assert reduced(off_policy(loss_type="grpo")(inputs), inputs)[0].item() == pytest.approx(-1 / 2)
-    assert off_policy(loss_type="gspo")(inputs).terms[0].values.tolist() == [-1.0, 0.0]
-    assert off_policy(loss_type="vespo")(inputs).metrics["vespo/phi_seq_mean"].values[1].item() == 1.0
+    assert reduced(GRPO(loss_type="grpo")(inputs), inputs)[0].item() == pytest.approx(-1 / 2)
+    assert GRPO(loss_type="gspo")(inputs).terms[0].values.tolist() == [-1.0, 0.0]
+    assert GRPO(loss_type="vespo")(inputs).metrics["vespo/phi_seq_mean"].values[1].item() == 1.0

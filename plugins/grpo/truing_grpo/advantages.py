@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from truing import Advantages, LossInputs, Term
+from truing import Advantages, LossInputs
 from truing_grpo.loss_types import Scale, check_buffer
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 EPSILON = 1e-4
 """Added to a standard deviation before it divides."""
-NO_SPREAD = 1e-8
-"""A standard deviation of advantages that is rounding alone."""
 
 
 def advantages_of(rollouts: LossInputs, method: GRPO) -> Advantages:
@@ -31,12 +29,11 @@ def advantages_of(rollouts: LossInputs, method: GRPO) -> Advantages:
         values = normalize_then_sum(rewards, weights, groups)
     else:
         values = sum_then_normalize(rewards, weights, groups, method.scale_rewards)
-    values = values.nan_to_num(0.0)
     keep = None
     if method.mask_truncated_completions:
         assert rollouts.truncated is not None
         keep = ~rollouts.truncated
-    return Advantages(values.to(rollouts.token_logps.dtype), keep=keep, metrics=reward_metrics(rewards, weights, values, groups))
+    return Advantages(values.nan_to_num(0.0).to(rollouts.token_logps.dtype), keep=keep)
 
 
 def _rewards(rollouts: LossInputs, method: GRPO) -> tuple[Tensor, Tensor]:
@@ -93,11 +90,6 @@ def weighted_sums(rewards: Tensor, weights: Tensor) -> Tensor:
     return (rewards * weights).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
-def everything(values: Tensor) -> Groups:
-    """Return the one group of all values, [B]."""
-    return Groups(torch.zeros_like(values, dtype=torch.int64), 1)
-
-
 def sum_then_normalize(rewards: Tensor, weights: Tensor, groups: Groups, scale: Scale) -> Tensor:
     """Return (r - mean of the group) / (std + 1e-4) of the weighted sums r, [B]; NaN where no reward applies.
 
@@ -130,21 +122,7 @@ def overlong_punishment(lengths: Tensor, limit: int, buffer: int) -> Tensor:
     return -((lengths.double() - (limit - buffer)) / buffer).clamp(0, 1)
 
 
-def reward_metrics(rewards: Tensor, weights: Tensor, advantages: Tensor, groups: Groups) -> dict[str, Term]:
-    """Return mean and standard deviation of the weighted sums, and the share of groups of which nothing can be learned.
-
-    The first two are over the completions that a reward applies to, and left out where there is none.
-    """
-    flat = groups.deviations(groups.centred(advantages)) <= NO_SPREAD
-    metrics = {"frac_reward_zero_std": Term((groups.sums(flat.double()) > 0).double().mean(), per="constant")}
-    sums = weighted_sums(rewards, weights)
-    sums = sums[~sums.isnan()]
-    if len(sums):
-        metrics |= {"reward": Term(sums.mean(), per="constant"), "reward_std": Term(_deviation(sums)[0], per="constant")}
-    return metrics
-
-
 def _deviation(values: Tensor) -> Tensor:
     """Return the standard deviation of all values, repeated, [B] to [B]."""
-    groups = everything(values)
+    groups = Groups(torch.zeros_like(values, dtype=torch.int64), 1)
     return groups.deviations(groups.centred(values))

@@ -26,6 +26,7 @@ class GRPO(OnlineLoss):
 
     name: ClassVar[str] = "grpo"
     layout: ClassVar[Layout] = Layout.ROLLOUT
+    least_generations: ClassVar[int] = 2
 
     # the loss
     loss_type: LossType = setting("dapo", help="What a token costs, and how costs are averaged.")
@@ -103,12 +104,10 @@ class GRPO(OnlineLoss):
 
     @property
     def needs(self) -> Needs:
-        """Only what these settings read: by default nothing."""
-        needs = Needs.NOTHING
+        """The log-probabilities at the start of the update, and only what these settings read beside them."""
+        needs = Needs.PROXIMAL_LOGPS
         if self.beta:
             needs |= Needs.REFERENCE_LOGPS
-        if self.num_iterations * self.num_minibatches > 1:
-            needs |= Needs.PROXIMAL_LOGPS
         if self.importance_sampling_correction != "none" or self.off_policy_mask_threshold is not None:
             needs |= Needs.BEHAVIOR_LOGPS
         if self.entropy_coef or self.top_entropy_quantile < 1:
@@ -126,7 +125,7 @@ class GRPO(OnlineLoss):
         return "step" if self.top_entropy_quantile < 1 else "example"
 
     def advantages(self, rollouts: LossInputs) -> Advantages:
-        """Return the advantage of each completion, [B]; 0 where no reward applies. Metrics as the README lists them."""
+        """Return the advantage of each completion, [B]; 0 where no reward applies."""
         from truing_grpo.advantages import advantages_of
 
         return advantages_of(rollouts, self)

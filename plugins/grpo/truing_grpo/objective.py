@@ -10,7 +10,7 @@ from torch import Tensor
 from truing import LossInputs, LossOutput, Needs, Term
 from truing_grpo.loss_types import CLIPPED
 from truing_grpo.normalisers import NORMALISERS
-from truing_grpo.ratios import Samples, on_policy, sampler_difference, start_of_update
+from truing_grpo.ratios import Samples, on_policy, sampler_difference
 from truing_grpo.regularisers import high_entropy, kl
 from truing_grpo.surrogates import SURROGATES, vespo_weights
 
@@ -81,9 +81,7 @@ def sampler_metrics(samples: Samples, method: GRPO) -> dict[str, Term]:
     level = method.importance_sampling_correction.partition("_")[0]
     return {
         "sampling/importance_sampling_ratio/mean": _per_level(inputs, correction, level),
-        "sampling/sampling_logp_difference/mean": Term(
-            sampler_difference(inputs, start_of_update(inputs, method)).abs(), per="token"
-        ),
+        "sampling/sampling_logp_difference/mean": Term(sampler_difference(inputs, inputs.proximal_token_logps).abs(), per="token"),
     }
 
 
@@ -94,13 +92,10 @@ def _per_level(inputs: LossInputs, values: Tensor, level: str) -> Term:
 
 def _share(inputs: LossInputs, chosen: Tensor) -> Tensor:
     """Return the share of the tokens that are chosen, a scalar."""
-    counted = len(chosen) if inputs.keep is None else inputs.expand(inputs.keep).sum()
-    return chosen.sum().clamp(min=1) / counted
+    return chosen.sum().clamp(min=1) / inputs.expand(inputs.kept).sum()
 
 
 def _of_kept(inputs: LossInputs, term: Term) -> Term:
     """Return the term without what is of completions that are not kept."""
-    if inputs.keep is None:
-        return term
-    kept = inputs.keep if term.per == "sequence" else inputs.expand(inputs.keep)
+    kept = inputs.kept if term.per == "sequence" else inputs.expand(inputs.kept)
     return attrs.evolve(term, values=term.values.where(kept, 0.0))

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from truing import LossInputs, Needs
+from truing import LossInputs
 
 if TYPE_CHECKING:
     from truing_grpo.grpo import GRPO
@@ -41,39 +41,35 @@ class Samples:
     def of(cls, inputs: LossInputs, method: GRPO) -> Samples:
         """Read a ROLLOUT batch that has advantages."""
         assert inputs.advantages is not None
-        before = start_of_update(inputs, method)
-        log_ratios = inputs.token_logps - before
+        log_ratios = inputs.log_ratios
         means = inputs.expand(inputs.mean(log_ratios)) if method.level == "sequence" else log_ratios
         return cls(
             inputs=inputs,
             log_ratios=log_ratios,
             ratios=held_exp(means),
             advantages=inputs.expand(inputs.advantages).to(log_ratios.dtype),
-            correction=None if method.importance_sampling_correction == "none" else sampler_correction(inputs, before, method),
+            correction=None if method.importance_sampling_correction == "none" else sampler_correction(inputs, method),
         )
 
 
-def start_of_update(inputs: LossInputs, method: GRPO) -> Tensor:
-    """Return the policy's log-probabilities at the start of the update, [T]: its own, in the first step."""
-    before = inputs.proximal_token_logps if Needs.PROXIMAL_LOGPS in method.needs else None
-    return inputs.token_logps.detach() if before is None else before
+def sampler_difference(inputs: LossInputs, token_logps: Tensor | None) -> Tensor:
+    """Return the log of these probabilities, the policy's own for None, over the sampler's, [T] without gradient.
 
-
-def sampler_difference(inputs: LossInputs, token_logps: Tensor) -> Tensor:
-    """Return the log of these probabilities over the sampler's, [T]; 0 where the sampler did not give any (NaN)."""
+    It is 0 where the sampler gave no number (NaN).
+    """
     assert inputs.behavior_token_logps is not None
-    difference = token_logps.detach() - inputs.behavior_token_logps
+    difference = (inputs.token_logps if token_logps is None else token_logps).detach() - inputs.behavior_token_logps
     return difference.masked_fill(difference.isnan(), 0.0)
 
 
-def sampler_correction(inputs: LossInputs, before: Tensor, method: GRPO) -> Tensor:
+def sampler_correction(inputs: LossInputs, method: GRPO) -> Tensor:
     """Return exp of the sampler difference of each token, or of its sum over the completion, [T], within bounds.
 
     Truncated importance sampling cuts a ratio to the bounds, masked importance sampling makes 0 of one that is outside (Liu et al.
     2025, "When Speed Kills Stability"; Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
     """
     level, _, how = method.importance_sampling_correction.partition("_")
-    difference = sampler_difference(inputs, before)
+    difference = sampler_difference(inputs, inputs.proximal_token_logps)
     ratios = held_exp(inputs.expand(inputs.sum(difference)) if level == "sequence" else difference)
     low, high = method.importance_sampling_clip_min, method.importance_sampling_clip_max
     if how == "truncate":
@@ -88,7 +84,7 @@ def on_policy(samples: Samples, threshold: float) -> Tensor:
     where the mean of log(sampler's probability / policy's) over its tokens is above the threshold.
     """
     inputs = samples.inputs
-    divergences = inputs.mean(-sampler_difference(inputs, inputs.token_logps))  # [B]
+    divergences = inputs.mean(-sampler_difference(inputs, None))  # [B]
     return (samples.advantages >= 0) | (inputs.expand(divergences) <= threshold)
 
 

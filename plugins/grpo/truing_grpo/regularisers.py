@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from truing import LossInputs
@@ -47,8 +46,7 @@ def high_entropy(inputs: LossInputs, share: float) -> Tensor:
     Forking tokens (Wang et al. 2025, arXiv:2506.01939): those not below the 1 - share quantile of the whole step's entropies.
     """
     assert inputs.token_entropy is not None
-    entropy = inputs.token_entropy.detach()
-    counted = torch.ones_like(entropy, dtype=torch.bool) if inputs.keep is None else inputs.expand(inputs.keep)
+    entropy, counted = inputs.token_entropy.detach(), inputs.expand(inputs.kept)
     among = entropy[counted]
     if not len(among):
         return counted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import attrs
@@ -127,15 +126,18 @@ class PPO(OnlineLoss):
                 "objective/non_score_reward": -kl_coef * divergences,
                 "objective/entropy": entropies,
             }
-        terms = {name: Term(metric, per="sequence") for name, metric in metrics.items()}
+        count = keep.sum().clamp(min=1)
+        means = {name: metric.sum() / count for name, metric in metrics.items()}
+        state = None
         if self.target_kl is not None:
-            terms["objective/kl_coef"] = Term(values.new_tensor(kl_coef), per="constant")
+            state = {"kl_coef": self._steered(kl_coef, float(means["objective/kl"]), int(keep.sum()), self.target_kl)}
+            means["objective/kl_coef"] = values.new_tensor(kl_coef)
         return Advantages(
             values=whitened(advantages, counted) if self.whiten_advantages else advantages,
             keep=keep,
             columns={"returns": advantages + values, "values": values},
-            metrics=terms,
-            state=self._steered(kl_coef, divergences, keep),
+            metrics={name: Term(mean, per="constant") for name, mean in means.items()},
+            state=state,
         )
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
@@ -179,11 +181,7 @@ class PPO(OnlineLoss):
         log_ratios = rollouts.token_logps - rollouts.reference_token_logps
         return log_ratios if self.kl_estimator == "k1" else (-log_ratios).expm1() + log_ratios
 
-    def _steered(self, kl_coef: float, divergences: Tensor, keep: Tensor) -> Mapping[str, Any] | None:
-        """Return the state with the next coefficient: a proportional controller (arXiv:1909.08593)."""
-        if self.target_kl is None:
-            return None
-        count = int(keep.sum())
-        mean = float(divergences.sum()) / max(count, 1)
-        error = min(max(mean / self.target_kl - 1, -0.2), 0.2)
-        return {"kl_coef": kl_coef * (1 + error * min(1.0, count / self.kl_horizon))}
+    def _steered(self, kl_coef: float, divergence: float, count: int, target: float) -> float:
+        """Return the next coefficient, after `count` completions: a proportional controller (arXiv:1909.08593)."""
+        error = min(max(divergence / target - 1, -0.2), 0.2)
+        return kl_coef * (1 + error * min(1.0, count / self.kl_horizon))

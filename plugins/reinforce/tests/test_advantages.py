@@ -65,7 +65,12 @@ def test_other_baselines_have_the_divergence_of_the_completion(rollouts):
     assert values_of(Reinforce(baseline="none", beta=1.0), inputs) == [0.0, 2.0]
     found = RLOO(beta=1.0).advantages(inputs)
     assert found.values.tolist() == [-2.0, 2.0]
-    assert found.metrics["kl"].values.tolist() == [1.0, 2.0, -0.5]
+    assert found.metrics["kl"].values.item() == pytest.approx(2.5 / 3) and found.metrics["kl"].per == "constant"
+
+
+def test_divergence_is_measured_of_what_has_a_reward(rollouts):
+    found = RLOO(beta=1.0).advantages(rollouts([[3.0, nan]], [TWO_TOKENS, ONE_TOKEN]))
+    assert found.metrics["kl"].values.item() == 1.5
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("k1", log(2)), ("k2", log(2) ** 2 / 2), ("k3", 0.5 - 1 + log(2)), (None, log(2))])

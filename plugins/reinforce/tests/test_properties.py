@@ -71,6 +71,23 @@ def test_leave_one_out_is_the_mean_over_the_others(rollouts, batch):
     assert values_of(LEAVE_ONE_OUT, rollouts(batch)).tolist() == pytest.approx(expected, abs=1e-9)
 
 
+@few_examples
+@given(batch=groups, beta=st.floats(0.01, 2), clip=st.sampled_from([None, (-1.0, 2.0)]), data=st.data())
+def test_rloo_has_the_advantages_of_trl(rollouts, batch, beta, clip, data):
+    """Those of TRL 1.16.0, one completion at a time: the clipped reward less beta times the log-ratio, then leave-one-out."""
+    size = sum(map(len, batch))
+    token = st.tuples(st.floats(-4, 0), st.floats(-4, 0))
+    tokens = data.draw(st.lists(st.lists(token, min_size=1, max_size=4), min_size=size, max_size=size))
+    scores, branches, expected = [], iter(tokens), []
+    for group in batch:
+        held = [reward if clip is None else min(max(reward, clip[0]), clip[1]) for reward in group]
+        scores.append([reward - beta * sum(own - other for own, other in next(branches)) for reward in held])
+    for group in scores:
+        expected += [score - (sum(group) - score) / (len(group) - 1) for score in group]
+    method = RLOO(beta=beta, reward_clip_range=clip)
+    assert values_of(method, rollouts(batch, tokens)).tolist() == pytest.approx(expected, abs=1e-9)
+
+
 @pytest.mark.parametrize("method", [LEAVE_ONE_OUT, Reinforce(), RLOO(beta=0.0), RLOO(beta=0.0, normalize_advantages=True)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @few_examples

@@ -111,7 +111,7 @@ class Reinforce(OnlineLoss):
         costs = None
         if self._kl_is_in("reward"):
             kl = self._kl(rollouts).where(counted, 0.0)
-            costs, metrics["kl"] = self.beta * kl, Term(kl, per="token")
+            costs, metrics["kl"] = self.beta * kl, Term(kl.sum() / counted.sum().clamp(min=1), per="constant")
         if self.baseline == "batch":
             rewards = rollouts.expand(scores)
             values = normalised(rewards if costs is None else rewards - rollouts.to_go(costs), counted)

@@ -56,8 +56,8 @@ def _with_room(kept: Tensor, rows: int, room: int) -> Tensor:
 class Batch:
     """Groups of completions that began together: N prompts, R rows that go on, all of which have the same number of tokens.
 
-    A row's query attends to its prompt, together with those of the other rows of the group, and to the row's own keys; one softmax is
-    over both. Prompts of unequal lengths are padded on the left; nothing else is.
+    A row's query attends to its prompt, together with those of the other rows of the group, and to the row's own keys; one softmax
+    is over both. Prompts of unequal lengths are padded on the left; nothing else is.
     """
 
     def __init__(self, groups: Sequence[Group], kept: KeptKeys) -> None:
@@ -156,12 +156,12 @@ class Batch:
         """Return [N, K, width * n, size] from [R, K, n, size]: side by side what belongs to one prompt."""
         if self._moved:
             tensor = tensor[self._sources]
-        grouped = tensor.unflatten(0, (len(self.lengths), self._width)).transpose(1, 2)
-        return grouped.flatten(2, 3)
+        grouped: Tensor = tensor.unflatten(0, (len(self.lengths), self._width)).transpose(1, 2).flatten(2, 3)
+        return grouped
 
     def _by_row(self, tensor: Tensor) -> Tensor:
         """Undo `_by_prompt`."""
-        rows = tensor.unflatten(2, (self._width, -1)).transpose(1, 2).flatten(0, 1)
+        rows: Tensor = tensor.unflatten(2, (self._width, -1)).transpose(1, 2).flatten(0, 1)
         return rows[self._places] if self._moved else rows
 
     def _open(self, module: nn.Module, key: Tensor, value: Tensor) -> _Layer:

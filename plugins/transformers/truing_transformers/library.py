@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class LibraryGenerate:
             pad_token_id=min(ends, default=0),
         )
         draw = LogitsProcessorList([_Draw(group, sampler, ends)])
-        self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=draw)
+        model: Any = self.model
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=draw)
 
 
 class _Draw(LogitsProcessor):

@@ -40,8 +40,8 @@ class LiveTransformers:
         assert isinstance(model, PreTrainedModel)
         if any(isinstance(weight, DTensor) for weight in model.parameters()):
             raise ConfigError(
-                "rollout: transformers generates with the policy itself, whose weights are spread over processes here; train without "
-                "sharding, or sample with another backend, such as vllm"
+                "rollout: transformers generates with the policy itself, whose weights are spread over processes here; train "
+                "without sharding, or sample with another backend, such as vllm"
             )
         return model
 

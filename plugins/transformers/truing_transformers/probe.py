@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
-from collections.abc import Collection, Iterator
 
 import attrs
 import torch
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 from truing import RolloutRequest, Sampling
 from truing.errors import first_line
 from truing.model.attention import own_attention, why_not_shared_prefix
+from truing.model.logits import Head, wide
 from truing.model.probe import TOLERANCE
 from truing_transformers.lent import lent
 from truing_transformers.library import LibraryGenerate
@@ -46,13 +46,17 @@ class Choice:
 def choose_way(model: PreTrainedModel, max_batch_tokens: int) -> Choice:
     """Return the fast way where it is exact for this model, and generate() where it is not.
 
-    Completions of two random prompts are sampled the fast way, and their log-probabilities compared with those of plain passes.
+    Completions of two random prompts are sampled the fast way, and their log-probabilities compared with those of plain passes:
+    with the logits of the model's head, and where these are not all that it does, with its own.
     """
     attention = own_attention(model)
-    shared = SharedPrompts(model, max_batch_tokens)
-    problem = why_not_shared_prefix(model) or _flaw(model, shared, attention)
+    problem = why_not_shared_prefix(model)
     if problem is None:
-        return Choice(shared, "every prompt computed once (probed: equal to plain passes)")
+        for head in (Head.of(model), None):
+            shared = SharedPrompts(model, max_batch_tokens, head)
+            problem = _flaw(model, shared, attention)
+            if problem is None:
+                return Choice(shared, "every prompt computed once (probed: equal to plain passes)")
     return Choice(LibraryGenerate(model, attention), f"by generate(), a prompt computed for every completion, because {problem}")
 
 
@@ -65,9 +69,13 @@ def _flaw(model: PreTrainedModel, way: Way, attention: str) -> str | None:
         raise
     except Exception as error:  # what a foreign model does with inputs that it cannot take is its own
         return f"its code fails ({first_line(error)[:160]})"
+    if any(row.finish_reason == "error" for row in rows):
+        return "its log-probabilities are not finite"
     with lent(model, attention):
-        gap = max(float((torch.tensor(row.token_logps) - _plain_logps(model, row).cpu()).abs().max()) for row in rows)
-    allowed = TOLERANCE[torch.get_autocast_dtype(model.device.type) if torch.is_autocast_enabled(model.device.type) else model.dtype]
+        plain = [_plain_logps(model, row) for row in rows]
+    gap = max(float((logps - logps.new_tensor(row.token_logps)).abs().max()) for logps, row in zip(plain, rows, strict=True))
+    device = model.device.type
+    allowed = TOLERANCE[torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype]
     return None if gap <= allowed else f"its log-probabilities differ from plain ones by {gap:.1e} nats (allowed: {allowed:g})"
 
 
@@ -91,5 +99,5 @@ def _plain_logps(model: PreTrainedModel, row: Row) -> Tensor:
     """Return the log-probabilities of a row's tokens by one pass over its sequence alone."""
     ids = torch.tensor([[*row.request.prompt_ids, *row.token_ids]], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(row.request.prompt_ids) - 1 : -1]
-    logps = logits.float().log_softmax(-1)
-    return logps.gather(-1, ids[0, -len(row.token_ids) :].unsqueeze(-1)).squeeze(-1)
+    logps: Tensor = logits.to(wide(logits.dtype)).log_softmax(-1)
+    return logps.gather(-1, ids[0, -len(row.token_ids) :].unsqueeze(-1)).squeeze(-1).cpu()

@@ -52,6 +52,5 @@ def rows_of(request: RolloutRequest) -> list[Row]:
     """Return a row for each of the request's seeds."""
     limit = request.sampling.max_completion_length
     return [
-        Row(request, index, limit, np.random.Generator(np.random.Philox(seed % 2**64)))
-        for index, seed in enumerate(request.seeds)
+        Row(request, index, limit, np.random.Generator(np.random.Philox(seed % 2**64))) for index, seed in enumerate(request.seeds)
     ]

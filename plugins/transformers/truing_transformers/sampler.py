@@ -25,8 +25,8 @@ class Sampler:
     few hundred random numbers instead of one for every token of the vocabulary. Two rows with the same E get the same token but
     where the two largest quotients are as close as the rows' logits: that another batch rounds differently hardly ever shows.
 
-    Log-probabilities are those of the distribution that is drawn from: after temperature, top_k and top_p. At temperature 0 the most
-    probable token is taken, and its log-probability is that at temperature 1.
+    Log-probabilities are those of the distribution that is drawn from: after temperature, top_k and top_p. At temperature 0 the
+    most probable token is taken, and its log-probability is that at temperature 1.
     """
 
     def __init__(self, sampling: Sampling) -> None:
@@ -43,7 +43,7 @@ class Sampler:
 
     def draw(self, logits: Tensor, noises: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
         """Return tokens [R] and their log-probabilities [R] for logits [R, V]; every generator advances by one token."""
-        scores = self.warpers(torch.empty(0), logits.to(wide(logits.dtype)))
+        scores = self.warpers(torch.LongTensor(), logits.to(wide(logits.dtype)))
         top = scores.amax(-1, keepdim=True)
         weights = (scores - top).exp_()
         blocks = pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))

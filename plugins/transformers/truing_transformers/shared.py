@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from truing.data.layouts import LAYOUT_ARGUMENT
 from truing.data.row import KeptKeys, RowLayout, TreeSpan
+from truing.model.logits import Head
 from truing_transformers.attention import NAME, STEP_ARGUMENT, Batch, Step
+from truing_transformers.head import few_logits
 from truing_transformers.lent import lent
 from truing_transformers.row import Group, Row
 from truing_transformers.sampler import Sampler
@@ -25,11 +27,15 @@ for there it is calls that cost."""
 
 
 class SharedPrompts:
-    """Computes prompts once and keeps their keys and values once for all of their completions."""
+    """Computes prompts once and keeps their keys and values once for all of their completions.
 
-    def __init__(self, model: PreTrainedModel, max_batch_tokens: int) -> None:
+    Logits are those that `head` makes of the decoder's hidden states, or the model's own without one.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_batch_tokens: int, head: Head | None) -> None:
         self.model = model
         self.max_batch_tokens = max_batch_tokens
+        self.head = head
 
     def complete(self, groups: Sequence[Group], sampler: Sampler, ends: Collection[int]) -> Iterator[Row]:
         """Yield every row when it is finished; groups are begun in order of length as others leave room."""
@@ -84,7 +90,7 @@ class SharedPrompts:
         layout = RowLayout(spans, kept=kept).to(self.model.device)
         positions = [position for ids in prompts for position in range(len(ids))]
         last = torch.tensor([stop - 1 for stop in stops], device=self.model.device)
-        logits = self._call([token for ids in prompts for token in ids], positions, logits_to_keep=last, **{LAYOUT_ARGUMENT: layout})
+        logits = self._call([token for ids in prompts for token in ids], positions, last, **{LAYOUT_ARGUMENT: layout})
         return logits.repeat_interleave(torch.tensor([len(group) for group in groups], device=logits.device), dim=0)
 
     def _step(self, batches: Sequence[Batch]) -> Tensor:
@@ -93,21 +99,24 @@ class SharedPrompts:
         for batch in batches:
             batch.begin_step()
         step = {STEP_ARGUMENT: Step(batches)}
-        return self._call([row.token_ids[-1] for row in rows], [row.position for row in rows], **step)
+        return self._call([row.token_ids[-1] for row in rows], [row.position for row in rows], None, **step)
 
-    def _call(self, ids: Sequence[int], positions: Sequence[int], **arguments: Any) -> Tensor:
-        """Return logits [S, V] of one row of S tokens, or of as many as `logits_to_keep` names."""
+    def _call(self, ids: Sequence[int], positions: Sequence[int], at: Tensor | None, **arguments: Any) -> Tensor:
+        """Return logits of one row of tokens, [S, V], or of those at the positions `at` alone."""
         device = self.model.device
-        output: Any = self.model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
+        inputs = {
+            "input_ids": torch.tensor([ids], device=device),
+            "position_ids": torch.tensor([positions], device=device),
             # handed through by transformers as it is, so that it builds none of its own
-            attention_mask=torch.zeros(1, 1, 1, 1, device=device),
-            use_cache=False,
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
+            "use_cache": False,
             **arguments,
-        )
-        logits: Tensor = output.logits[0]
-        return logits
+        }
+        if self.head is None:
+            logits: Tensor = self.model(**inputs, **({} if at is None else {"logits_to_keep": at})).logits[0]
+            return logits
+        hidden: Tensor = self.model.get_decoder()(**inputs).last_hidden_state[0]
+        return few_logits(self.head, hidden if at is None else hidden[at])
 
 
 def _add_tokens(rows: Sequence[Row], logits: Tensor, sampler: Sampler, ends: Collection[int]) -> None:
