@@ -114,7 +114,8 @@ def plot(curves: Sequence[Curve]) -> str:
         y = 30 + 20 * index
         lines.append(f'<rect x="{width - 178}" y="{y - 10}" width="12" height="12" fill="{colours[index % len(colours)]}"/>')
         lines.append(f'<text x="{width - 160}" y="{y}">{method}</text>')
-    lines.append(f'<text x="{left}" y="{height - 12}">share of the run\'s steps, 0 to 1; accuracy on the pairs of 104 held-out prompts</text>')
+    caption = "share of the run's steps, 0 to 1; accuracy on the pairs of 104 held-out prompts"
+    lines.append(f'<text x="{left}" y="{height - 12}">{caption}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 
