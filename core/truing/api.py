@@ -144,9 +144,14 @@ def _place(key: str, value: Any, trainer: dict[str, Any], method: dict[str, Any]
         known = sorted({*attrs.fields_dict(TrainerConfig), *fields})
         raise ConfigError(
             f"align() has no argument {key!r}, nor has the trainer or method {method['name']!r} such a field"
-            + (did_you_mean(key, known) or _elsewhere(key))
+            + (_also_called(key, fields) or did_you_mean(key, known) or _elsewhere(key))
         )
     method[key] = value
+
+
+def _also_called(key: str, fields: Mapping[str, Any]) -> str:
+    meant = next((name for name, field in fields.items() if key in field.metadata.get("also", ())), None)
+    return f"; did you mean {meant!r}?" if meant else ""
 
 
 def _elsewhere(key: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -26,15 +26,18 @@ def setting(
     lt: float | None = None,
     le: float | None = None,
     factory: Callable[[], Any] | None = None,
+    also: tuple[str, ...] = (),
+    instead: Mapping[str, str] | None = None,
 ) -> Any:
     """Return an attrs field for a setting of a plugin or of the configuration.
 
-    `help` is one line. Bounds hold for numbers and, item by item, for sequences of numbers; None always passes, for it means the
-    default. Raises ValueError when the class is constructed with a value outside of the bounds or, for a plugin's class, with one
-    that its type does not take.
+    `help` is one line. `also` are names that papers and other tools have for the setting, and `instead` values that they have for
+    it, with what to write here: errors suggest by them. Bounds hold for numbers and, item by item, for sequences of numbers; None
+    always passes, for it means the default. Raises ValueError when the class is constructed with a value outside of the bounds or,
+    for a plugin's class, with one that its type does not take.
     """
     bounds = {key: bound for key, bound in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if bound is not None}
-    metadata = {"help": help, "bounds": bounds}
+    metadata = {"help": help, "bounds": bounds, "also": also, "instead": instead or {}}
     validators = [_check_bounds, _check_type]
     if factory is not None:
         return attrs.field(factory=factory, validator=validators, metadata=metadata)

@@ -20,6 +20,14 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {match!r}?" if match else ""
 
 
+def families(names: Iterable[str]) -> list[str]:
+    """Return names in order, those of a family with several as `family.*`; the family of `chatml.intel` is `chatml`."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(name.partition(".")[0], []).append(name)
+    return [names[0] if len(names) == 1 else f"{family}.*" for family, names in found.items()]
+
+
 def distance(first: str, second: str) -> int:
     """Return how many insertions, deletions, replacements and swaps of neighbours turn one word into the other.
 

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,11 +31,14 @@ QUICKSTART = ROOT / "examples" / "quickstart"
 EVALUATIONS = 10
 LEARNERS = {
     "dpo": ("quickstart/dpo.yaml", ()),
-    "ipo": ("quickstart/dpo.yaml", ("method=ipo", "trainer.learning_rate=1e-4")),
+    "ipo": ("ipo/ipo.yaml", ()),
+    "tr-dpo": ("tr-dpo/tr-dpo.yaml", ()),
     "kto": ("kto/kto.yaml", ()),
     "orpo": ("orpo/orpo.yaml", ()),
+    "cpo": ("cpo/cpo.yaml", ()),
     "simpo": ("simpo/simpo.yaml", ()),
     "reward-model": ("reward-model/reward-model.yaml", ()),
+    "ranked-reward-model": ("ranked-reward-model/ranked-reward-model.yaml", ()),
 }
 """By method: a configuration of examples/, and what is changed in it."""
 MEASURES = ("eval_rewards/accuracies", "eval_accuracy")
@@ -71,7 +75,7 @@ def learn(method: str, seed: int, folder: Path) -> Curve:
 
 
 def _preference(method: str, state: Any) -> float | None:
-    if method == "reward-model":
+    if method.endswith("reward-model"):
         return None
     sys.path.insert(0, str(QUICKSTART))
     from sampling import preference_accuracy
@@ -84,29 +88,34 @@ def _preference(method: str, state: Any) -> float | None:
 def plot(curves: Sequence[Curve]) -> str:
     """Return an SVG of accuracy against the share of a run's steps."""
     width, height, left, bottom = 640, 320, 50, 40
-    colours = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
-    methods = list(dict.fromkeys(curve.method for curve in curves))
+    colours = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#7f7f7f")
+    shown = [curve for curve in curves if curve.steps]
+    methods = list(dict.fromkeys(curve.method for curve in shown))
+    tenths = math.floor(10 * min((min(curve.accuracies) for curve in shown), default=0.5))
+    lowest = min(tenths, 9) / 10
 
     def point(share: float, accuracy: float) -> str:
-        return f"{left + share * (width - left - 130):.1f},{height - bottom - (accuracy - 0.4) / 0.6 * (height - bottom - 20):.1f}"
+        up = (accuracy - lowest) / (1 - lowest)
+        return f"{left + share * (width - left - 190):.1f},{height - bottom - up * (height - bottom - 20):.1f}"
 
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
-    for tick in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+    for tick in (number / 10 for number in range(round(10 * lowest), 11)):
         (x, y), end = point(0, tick).split(","), point(1, tick).split(",")[0]
         lines.append(f'<line x1="{x}" y1="{y}" x2="{end}" y2="{y}" stroke="#ddd"/>')
         lines.append(f'<text x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
-    for curve in filter(lambda curve: curve.steps, curves):
+    for curve in shown:
         colour = colours[methods.index(curve.method) % len(colours)]
-        points = " ".join(point(step / curve.steps[-1], max(0.4, a)) for step, a in zip(curve.steps, curve.accuracies, strict=True))
+        points = " ".join(point(step / curve.steps[-1], a) for step, a in zip(curve.steps, curve.accuracies, strict=True))
         lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
     for index, method in enumerate(methods):
         y = 30 + 20 * index
-        lines.append(f'<rect x="{width - 118}" y="{y - 10}" width="12" height="12" fill="{colours[index % len(colours)]}"/>')
-        lines.append(f'<text x="{width - 100}" y="{y}">{method}</text>')
-    lines.append(f'<text x="{left}" y="{height - 12}">share of the run\'s steps, 0 to 1; accuracy on 104 held-out pairs</text>')
+        lines.append(f'<rect x="{width - 178}" y="{y - 10}" width="12" height="12" fill="{colours[index % len(colours)]}"/>')
+        lines.append(f'<text x="{width - 160}" y="{y}">{method}</text>')
+    caption = "share of the run's steps, 0 to 1; accuracy on the pairs of 104 held-out prompts"
+    lines.append(f'<text x="{left}" y="{height - 12}">{caption}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 

@@ -72,17 +72,20 @@ class Source:
     layouts: tuple[Layout, ...]
     stories: bool = False
     """Whether it goes to the pretrained model."""
+    unpair: bool = False
+    """Whether its pairs are to be taken apart, where the format reads labels too."""
 
 
 PAIRED, LABELED, RANKED, SINGLE = Layout.PAIRED, Layout.LABELED, Layout.RANKED, Layout.SINGLE
 SOURCES = (
-    Source("hh_rlhf_harmless_base_test", None, (PAIRED,)),
+    Source("hh_rlhf_harmless_base_test", None, (PAIRED, LABELED)),
     Source("llamafactory_dpo_en_demo", None, (PAIRED,)),
     Source("orpo_messages", None, (PAIRED,)),
     Source("orpo_messages", "chat_template.argilla_chat", (PAIRED,)),
     Source("orpo_messages", "chat_template.argilla", (PAIRED,)),
     Source("orpo_messages", "chatml.argilla_chat", (PAIRED,)),
     Source("orca_dpo_pairs_flat", "chatml.intel", (PAIRED,)),
+    Source("orca_dpo_pairs_flat", "chatml.intel", (LABELED,), unpair=True),
     Source("orca_dpo_pairs_flat", "llama3.intel", (PAIRED,)),
     Source("dpo_en_demo_system_flat", "chatml.intel", (PAIRED,)),
     Source("orca_dpo_pairs_foundry", "readers.foundry", (PAIRED,)),
@@ -96,8 +99,8 @@ SOURCES = (
     Source("trl_zen_conversational_unpaired_preference", None, (LABELED,)),
     Source("gsm8k_model_solutions", "readers.solutions", (LABELED,), stories=True),
     Source("oasst_ranked", None, (RANKED,)),
-    Source("oasst_ranked", "ranked", (PAIRED,)),
-    Source("llamafactory_kto_en_demo", None, (SINGLE,)),
+    Source("oasst_ranked", "ranked", (PAIRED, LABELED)),
+    Source("llamafactory_kto_en_demo", "text", (SINGLE,)),
     Source("trl_zen_conversational_prompt_completion", None, (SINGLE,)),
     Source("tinystories_openings", None, (SINGLE,), stories=True),
     Source("self_instruct_seed_tasks", "readers.instructions", (SINGLE,), stories=True),
@@ -128,7 +131,7 @@ def configuration(source: Source, method: str, data: Path, model: Path, rows: in
     return {
         "method": method,
         "model": {"name": str(model)},
-        "data": {"path": str(file), "on_bad_row": "skip"} | ({"format": source.format} if source.format else {}),
+        "data": {"path": str(file), "on_bad_row": "skip", "format": source.format, "unpair": source.unpair},
         "trainer": {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-4, "logging_steps": 1, "max_grad_norm": 1.0},
         "output": {"dir": str(folder / "run")},
     }

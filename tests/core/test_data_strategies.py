@@ -134,7 +134,17 @@ def test_passthrough_adds_nothing_and_takes_an_empty_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_label", "label", "noted"), [(True, True, 0), (0, False, 1), (1, True, 1), ("true", True, 1), ("False", False, 1)]
+    ("given_label", "label", "noted"),
+    [
+        (True, True, 0),
+        (0, False, 1),
+        (1, True, 1),
+        ("true", True, 1),
+        ("False", False, 1),
+        (1.0, True, 1),
+        (0.0, False, 1),
+        ("1.0", True, 1),
+    ],
 )
 def test_labels_are_coerced_aloud(given_label: Any, label: bool, noted: int) -> None:
     example = Unpaired().parse({**LABELED, "label": given_label})
@@ -238,7 +248,7 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
         "column 'label' must be true or false (0, 1, \"true\" and \"false\" will do), got 'yes'",
     ),
     (Unpaired, {**LABELED, "label": 2}, "must be true or false"),
-    (Unpaired, {**LABELED, "label": 1.0}, "must be true or false"),
+    (Unpaired, {**LABELED, "label": 0.5}, "must be true or false"),
     (Unpaired, {**LABELED, "label": None}, "column 'label' is null"),
     (Ranked, {**RANKED, "answers": RANKED["answers"][:1]}, "column 'answers' must be a list of two or more {answer, rank}"),
     (Ranked, {**RANKED, "answers": ["a", "b"]}, "answers[0] must be {answer, rank}, got 'a'"),

@@ -122,12 +122,15 @@ def test_a_format_name_is_unique_per_layout():
 
 
 def test_a_wrong_layout_says_what_serves_it():
-    registry = Registry.from_modules({"a": module(register_dataset_strategy=[Votes])})
-    ranked = ", ".join(registry.names("dataset_strategy", layout=Layout.RANKED))
-    assert ranked
+    more = [variant(Votes, name=name, layouts=frozenset({Layout.RANKED})) for name in ("polls", "polls.secret", "polls.open")]
+    registry = Registry.from_modules({"a": module(register_dataset_strategy=[Votes, *more])})
     with pytest.raises(ConfigError) as raised:
         registry.get("dataset_strategy", "votes", layout=Layout.RANKED)
-    assert str(raised.value) == f"format 'votes' is for the layouts paired, not ranked; formats for ranked: {ranked}"
+    assert str(raised.value) == (
+        "format 'votes' is for the layouts paired, not ranked; choose one for ranked (polls.*, ranked), of which `truing explain "
+        "data.format` says what it reads, a function of yours (file.function), or a method for such data, of which `truing "
+        "methods` has a table"
+    )
 
 
 def test_names_by_layout():
@@ -145,6 +148,7 @@ def test_names_by_layout():
     ("kind", "name", "says"),
     [
         ("loss", "grpo", "method 'grpo' is not installed; install its plugin with: pip install truing-grpo"),
+        ("loss", "alphapo", "unknown method 'alphapo'; here it is {name: simpo, cpo_alpha: 0, alpha: ...}"),
         ("loss", "rloo", "method 'rloo' is not installed; install its plugin with: pip install truing-reinforce"),
         (
             "dataset_strategy",

@@ -276,6 +276,7 @@ def test_a_tracker_that_fails_later_costs_a_warning(tmp_path, monkeypatch, capsy
     ("options", "message"),
     [
         ({"betta": 0.3}, "no argument 'betta'.*did you mean 'beta'"),
+        ({"method": "simpo", "gamma": 0.3}, "no argument 'gamma'.*did you mean 'simpo_gamma'"),
         ({"learning_rat": 0.3}, "did you mean 'learning_rate'"),
         ({"tokenizer": None}, "tokenizer must be given too"),
         ({"output_dir": None}, "output"),

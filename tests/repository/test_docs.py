@@ -17,6 +17,7 @@ from tests.repository.doc_blocks import ROOT, blocks
 from truing import hookspecs
 from truing.cli import COMMANDS, main
 from truing.config import classes, load_config
+from truing.data.paths import local_path
 from truing.loss import Layout
 from truing.registry import KIND_WORDS, Registry
 from truing_cpo import CPO, SimPO
@@ -133,6 +134,41 @@ def test_every_example_is_described():
     listed = {re.sub(r".*\((.*?)/.*", r"\1", link) for link, *_ in table(ROOT / "examples" / "README.md", "What is here")}
     assert listed == {path.parent.name for path in CONFIGS}
     assert all((ROOT / "examples" / name / "README.md").is_file() for name in listed)
+
+
+WITHOUT_EXAMPLE = {
+    "gdpo": "grpo, of which quickstart/grpo.yaml is the example, with several rewards",
+    "online-dpo": "dpo on completions of the policy's own; the quickstart's online methods have the rest of its YAML",
+    "rloo": "reinforce with its baseline given, of which quickstart/reinforce.yaml is the example",
+}
+"""Methods that have no example, and why."""
+
+
+def test_every_method_has_an_example():
+    registry = Registry.load(quiet=True)
+    own = {name for info in registry.plugins if (ROOT / "plugins" / info.name).is_dir() for name in info.names.get("loss", ())}
+    shown = {load_config(path, registry=registry).method.name for path in CONFIGS}
+    assert own - shown == set(WITHOUT_EXAMPLE) and len(shown) > 5
+
+
+def test_what_is_said_to_need_no_network_names_files(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    registry = Registry.load(quiet=True)
+    listed = {
+        re.sub(r".*\((.*?)/.*", r"\1", link): needs for link, _, needs in table(ROOT / "examples" / "README.md", "What is here")
+    }
+    for path in CONFIGS:
+        if "no network" in listed[path.parent.name]:
+            config = load_config(path, registry=registry)
+            named = [config.model.name, *(source.path for source in (*config.data, *config.eval_data))]
+            assert all(local_path(name, config.base_dir) for name in named), path
+
+
+def test_every_format_with_labels_is_named_where_kto_is():
+    registry = Registry.load(quiet=True)
+    page = DOCS / "how-to" / "train-with-kto.md"
+    named = {word for row in table(page, "The rows") for word in code_words(row[0])}
+    assert named >= set(registry.names("dataset_strategy", layout=Layout.LABELED))
 
 
 def test_every_hook_is_documented():

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 def replay(run: Path, step: int) -> None:
     """Compute again STEP of RUN, one that was left out, and say which sample is to blame."""
     from truing.train.console import Reporter
+    from truing.train.quiet import quiet_terminal
     from truing.train.replay import replay as compute
 
-    _report(run, compute(run, step, reporter=Reporter(quiet=True)))
+    with quiet_terminal():
+        found = compute(run, step, reporter=Reporter(quiet=True))
+    _report(run, found)
 
 
 def _report(run: Path, found: Replay) -> None:

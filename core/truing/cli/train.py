@@ -54,17 +54,11 @@ def train(
         resuming = [] if resume is None else [f"--resume={resume}"]
         context.exit(_launch(num_processes, max_restarts, [*debug, "train", str(config), *overrides, *resuming]))
     die_of_interrupts()
-    _quieten_libraries()
     from truing.train.loop import train as run
+    from truing.train.quiet import quiet_terminal
 
-    run(loaded, resume=Path(resume) if resume else resume is not None)
-
-
-def _quieten_libraries() -> None:
-    """Leave the terminal to the run: no bars for loading and saving."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    with quiet_terminal():
+        run(loaded, resume=Path(resume) if resume else resume is not None)
 
 
 def _launch(processes: int, restarts: int, arguments: list[str]) -> int:

@@ -28,6 +28,7 @@ def disagreements(sections: Mapping[str, Any], registry: Registry) -> Iterator[t
         yield from _quantization(sections["model"])
     if "method" in sections:
         yield from _offline(sections, registry)
+        yield from _unpair(sections, registry)
         if "model" in sections:
             yield from _reference(sections["method"], sections["model"])
 
@@ -74,6 +75,22 @@ def _offline(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[
                 (key,),
                 f"is only for methods that sample completions ({online}); {method.name} trains on the data's own, so remove it",
             )
+
+
+def _unpair(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, str]]:
+    method = sections["method"]
+    if method.layout is Layout.LABELED:
+        return
+    labelled = ", ".join(registry.names("loss", layout=Layout.LABELED)) or "none is installed"
+    for key in ("data", "eval_data"):
+        entries = sections.get(key, ())
+        for index, entry in enumerate(entries):
+            if entry.unpair:
+                path: KeyPath = (key, index, "unpair") if len(entries) > 1 else (key, "unpair")
+                yield (
+                    path,
+                    f"is only for methods of single responses with labels ({labelled}), and {method.name} is none; remove it",
+                )
 
 
 def _reference(method: Any, model: ModelConfig) -> Iterator[tuple[KeyPath, str]]:

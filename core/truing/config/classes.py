@@ -91,6 +91,11 @@ class DataConfig:
     )
     limit: int | None = setting(None, gt=0, help="Use only the first rows.")
     on_bad_row: Literal["error", "skip"] = setting("error", help="What a row that cannot be read does: stop, or be counted.")
+    unpair: bool = setting(
+        False,
+        help="Read pairs, and take each apart: chosen is desirable, rejected is not. For methods of labels; a format that reads no "
+        "labels does so of itself.",
+    )
 
     @property
     def format_name(self) -> str:

@@ -55,7 +55,7 @@ def _class_faults(error: cattrs.ClassValidationError, document: Document, path: 
     noted, others = error.group_exceptions()
     unknown = [key for other in others if isinstance(other, ForbiddenExtraKeysError) for key in sorted(other.extra_fields, key=str)]
     known = [field.name for field in settings_of(error.cl)]
-    meant = {key: closest(str(key), _keys(error.cl, path)) for key in unknown}
+    meant = {key: _meant(str(key), error.cl, path) for key in unknown}
     for key, near in meant.items():
         message = f"{dotted((*path, key))} is not a known key{_hint(str(key), near, path, known)}"
         yield Fault(document.place((*path, key)), message)
@@ -70,6 +70,12 @@ def _class_faults(error: cattrs.ClassValidationError, document: Document, path: 
     for other in others:
         if not isinstance(other, ForbiddenExtraKeysError):
             yield from faults_of(other, document, path)
+
+
+def _meant(key: str, cls: Any, path: KeyPath) -> str | None:
+    """Return the key that an unknown one most likely stands for: it is another name of it, or nearly its name."""
+    called = next((field.name for field in settings_of(cls) if key in field.metadata.get("also", ())), None)
+    return called or closest(key, _keys(cls, path))
 
 
 def _keys(cls: Any, path: KeyPath) -> list[str]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import cattrs
 
-from truing.config.classes import DEFAULT_ROLLOUT, RolloutConfig
+from truing.config.classes import DEFAULT_ROLLOUT, DataConfig, RolloutConfig
 from truing.config.faults import WrongValueError, show
 from truing.config.instances import checked_settings
 from truing.config.structure import ENTRY_SLOTS, PLUGIN_TYPES, StructureHook, shared_settings, strict_converter
+from truing.data.unpair import takes_apart
 from truing.errors import ConfigError, PluginError
 from truing.loss import Layout
 from truing.rewards import FunctionReward, as_reward, reward_registry
@@ -34,7 +35,19 @@ def plugin_converter(registry: Registry, *, layout: Layout | None, base_dir: Pat
     )
     for entry in ENTRY_SLOTS:
         converter.register_structure_hook(entry, _entry_hook(entry, converter.get_structure_hook(entry)))
+    structure_data = converter.get_structure_hook(DataConfig)
+
+    def data(value: Any, type_: Any) -> Any:
+        if layout is Layout.LABELED and _asks_to_unpair(value):
+            return plugin_converter(registry, layout=Layout.PAIRED, base_dir=base_dir).structure(value, DataConfig)
+        return structure_data(value, type_)
+
+    converter.register_structure_hook(DataConfig, data)
     return converter
+
+
+def _asks_to_unpair(value: Any) -> bool:
+    return (value.get("unpair") if isinstance(value, Mapping) else getattr(value, "unpair", None)) is True
 
 
 def _entry_hook(entry: type, structure: StructureHook) -> StructureHook:
@@ -98,15 +111,21 @@ class _Slots:
                 check_class(kind, cls)
             except PluginError as error:
                 raise WrongValueError(f"is an instance of {cls.__qualname__}, which is no {KIND_WORDS[kind]}: {error}") from error
-        if kind == "dataset_strategy" and self.layout is not None and self.layout not in value.layouts:
+        if kind == "dataset_strategy" and not self._serves(value.layouts):
             served = ", ".join(sorted(layout.value for layout in value.layouts))
-            raise WrongValueError(f"is a {cls.__qualname__}, for the layouts {served}, and the method's is {self.layout.value}")
+            asked = self.layout.value if self.layout else "unknown"
+            raise WrongValueError(f"is a {cls.__qualname__}, for the layouts {served}, and the method's is {asked}")
         return checked_settings(value, self.converter) if is_plugin(value) else value
 
     def _layout(self, format_: str) -> Layout | None:
-        """Return the method's layout; where the method is unknown, any that the format serves."""
-        served = (layout for layout in Layout if format_ in self.registry.names("dataset_strategy", layout=layout))
-        return self.layout or next(served, None)
+        """Return the method's layout, or that of pairs that are to be taken apart; for an unknown method, any that is served."""
+        served = [layout for layout in Layout if format_ in self.registry.names("dataset_strategy", layout=layout)]
+        if self.layout is not None and takes_apart(frozenset(served), self.layout):
+            return Layout.PAIRED
+        return self.layout or next(iter(served), None)
+
+    def _serves(self, layouts: frozenset[Layout]) -> bool:
+        return self.layout is None or self.layout in layouts or takes_apart(layouts, self.layout)
 
     def _function(self, kind: Kind, name: str) -> Any:
         """Return the user's function of a dotted name; None when a plugin has that name and no file does."""

@@ -261,7 +261,11 @@ def _class_hook(cls: Any, converter: cattrs.Converter) -> StructureHook:
 
 
 def _field_hook(field: Field, converter: cattrs.Converter) -> StructureHook:
+    instead = field.metadata.get("instead", {})
+
     def structure(value: Any, type_: Any) -> Any:
+        if isinstance(value, str) and value in instead:
+            raise WrongValueError(f"is {show(value)}, which is another setting here: write {instead[value]}")
         result = converter.structure(value, type_)
         numbers = result if isinstance(result, (tuple, list)) else (result,)
         for number, written in zip(numbers, value if isinstance(value, (tuple, list)) else (value,), strict=True):

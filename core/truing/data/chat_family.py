@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from truing.data import columns as col
-from truing.data.example import Message
+from truing.data.example import Message, Text
 from truing.errors import RowError
 
 
@@ -43,6 +43,16 @@ class ChatFamily:
         turns = (self._write(message["role"], message["content"]) for message in messages)
         return "".join((*turns, self.assistant.prefix))
 
+    def write_question(self, prompt: Text) -> str:
+        """Return a prompt of another format in this markup; text that is in it already is unchanged, other text the user's turn.
+
+        Raises RowError for messages that the markup has no turn for.
+        """
+        if not isinstance(prompt, str):
+            return self.write_prompt(self.check_turns(prompt, "prompt"))
+        written = prompt.endswith(self.assistant.prefix)
+        return prompt if written else self.write_prompt([{"role": "user", "content": prompt}])
+
     def _write(self, role: str, content: str) -> str:
         turn: Turn = getattr(self, role)
         return "" if role == "system" and not content else f"{turn.prefix}{content}{turn.suffix}"
@@ -53,7 +63,11 @@ class ChatFamily:
 
     def read_turns(self, row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
         """Return the role and content of a column's messages. Raises RowError for those that the markup has no turn for."""
-        messages = col.check_messages(col.read(row, column), column)
+        return self.check_turns(col.read(row, column), column)
+
+    def check_turns(self, value: Any, column: str) -> tuple[Message, ...]:
+        """Return the role and content of messages that are the value of a column. Raises RowError as `read_turns` does."""
+        messages = col.check_messages(value, column)
         for index, message in enumerate(messages):
             if message["role"] not in ("system", "user", "assistant"):
                 raise RowError(

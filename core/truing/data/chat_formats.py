@@ -17,14 +17,14 @@ pair's better one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
 from truing.data import columns as col
 from truing.data.chat_family import ChatFamily
-from truing.data.example import DatasetStrategy, Example
+from truing.data.example import DatasetStrategy, Example, Text
 from truing.errors import RowError
 from truing.loss import Layout
 from truing.settings import setting
@@ -41,6 +41,10 @@ class _Written(DatasetStrategy):
     def _example(self, prompt: str, *responses: str, **more: Any) -> Example:
         written = tuple(map(self.family.write_response, responses))
         return Example(prompt=prompt, responses=written, turn_end=self.family.end, **more)
+
+    def write(self, prompt: Text, answers: Sequence[str]) -> Example:
+        """Return a prompt and answers of another format in the family's markup; text that is in it already is unchanged."""
+        return self._example(self.family.write_question(prompt), *answers)
 
     def _pair(self, prompt: str, sides: tuple[str, str], names: tuple[str, str], **more: Any) -> Example:
         example = self._example(prompt, *sides, **more)
@@ -87,32 +91,44 @@ class _QuestionPair(_Question):
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Return the pair, with its `margin` where the row has one."""
         prompt, asked, notes = self._read_prompt(row)
-        chosen, more = col.first_present(row, self.field_chosen)
-        rejected, still_more = col.first_present(row, self.field_rejected)
+        chosen, good, more = self._read_side(row, self.field_chosen)
+        rejected, bad, still_more = self._read_side(row, self.field_rejected)
         return self._pair(
             prompt,
-            (self._read_response(row, chosen), self._read_response(row, rejected)),
+            (good, bad),
             (chosen, rejected),
             margin=col.read_margin(row),
             columns=col.others(row, *asked, chosen, rejected, "margin"),
             notes=(*notes, *more, *still_more),
         )
 
-    def _read_response(self, row: Mapping[str, Any], column: str) -> str:
-        return col.read_string(row, column)
+    def _read_side(self, row: Mapping[str, Any], columns: Columns) -> tuple[str, str, tuple[str, ...]]:
+        """Return the first of some columns that the row has, the response in it, and notes."""
+        column, notes = col.first_present(row, columns)
+        response, more = self._read_response(row, column)
+        return column, response, (*notes, *more)
+
+    def _read_response(self, row: Mapping[str, Any], column: str) -> tuple[str, tuple[str, ...]]:
+        return col.read_string(row, column), ()
 
 
 @attrs.frozen(kw_only=True)
 class _LastAssistantPair(_QuestionPair):
     """A question, and two conversations of which the last assistant message is the answer"""
 
-    def _read_response(self, row: Mapping[str, Any], column: str) -> str:
+    def _read_response(self, row: Mapping[str, Any], column: str) -> tuple[str, tuple[str, ...]]:
         if isinstance(row[column], str):
             return super()._read_response(row, column)
-        answers = [message for message in self.family.read_turns(row, column) if message["role"] == "assistant"]
+        turns = self.family.read_turns(row, column)
+        answers = [index for index, message in enumerate(turns) if message["role"] == "assistant"]
         if not answers:
             raise RowError(f"column {column!r} has no assistant message, and the last of them is the response")
-        return col.check_string(answers[-1]["content"], column)
+        others = [(turn["role"], turn["content"]) for index, turn in enumerate(turns) if index != answers[-1]]
+        system = ("system", col.read_optional(row, self.field_system))
+        user = ("user", row[col.first_present(row, self.field_prompt)[0]])
+        repeated = others in ([], [user], [system, user]) and answers[-1] == len(turns) - 1
+        note = f"row(s) of which only the last assistant message of {column!r} is read: the others are not the prompt's"
+        return col.check_string(turns[answers[-1]]["content"], column), () if repeated else (note,)
 
 
 @attrs.frozen(kw_only=True)
@@ -139,9 +155,9 @@ class _QuestionAnswer(_QuestionPair):
         """Return the prompt and its response."""
         prompt, asked, notes = self._read_prompt(row)
         answers = (self.field_completion, *_names(self.field_chosen))
-        answer, more = col.first_present(row, answers)
+        _, response, more = self._read_side(row, answers)
         extra = col.others(row, *asked, *answers, *_names(self.field_rejected), "margin")
-        return self._example(prompt, self._read_response(row, answer), columns=extra, notes=(*notes, *more))
+        return self._example(prompt, response, columns=extra, notes=(*notes, *more))
 
 
 @attrs.frozen(kw_only=True)

@@ -14,7 +14,7 @@ from truing.redact import redact
 from truing.suggest import did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_LABELS = {"true": True, "false": False, "1": True, "0": False}
+_LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def shorten(value: Any, limit: int = 60) -> str:
@@ -187,11 +187,11 @@ def split_pair(
 
 
 def read_label(row: Mapping[str, Any], column: str) -> tuple[bool, tuple[str, ...]]:
-    """Return a boolean column, and a note for the report where 0, 1, "true" or "false" was read as one. Raises RowError."""
+    """Return a boolean column, and a note for the report where 0, 1, 1.0, "true" ... was read as one. Raises RowError."""
     value = read(row, column)
     if isinstance(value, bool):
         return value, ()
-    known = _LABELS.get(str(value).lower()) if isinstance(value, (int, str)) else None
+    known = _LABELS.get(str(value).lower()) if isinstance(value, (int, float, str)) else None
     if known is None:
         raise RowError(f'column {column!r} must be true or false (0, 1, "true" and "false" will do), got {shorten(value)}')
     return known, (f"labels {value!r} read as {str(known).lower()}",)

@@ -12,14 +12,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import attrs
 
 from truing.data import columns as col
-from truing.data.example import DatasetStrategy, Example, Message
+from truing.data.example import DatasetStrategy, Example, Message, Text
 from truing.data.spelling import Spelling
 from truing.data.templates import find_template
 from truing.errors import RowError
@@ -59,6 +59,13 @@ class SpelledBase(DatasetStrategy):
     def example(self, row: Mapping[str, Any], prompt: tuple[Message, ...], *responses: tuple[Message, ...], **more: Any) -> Example:
         """Return the Example of a row, with its tools and the chat template."""
         return Example(prompt=prompt, responses=responses, tools=col.read_tools(row), chat_template=self.template, **more)
+
+    def write(self, prompt: Text, answers: Sequence[str]) -> Example:
+        """Return a prompt and answers of another format with this one's chat template; text, which may be rendered, unchanged."""
+        if isinstance(prompt, str):
+            return Example(prompt=prompt, responses=tuple(answers))
+        responses = tuple([{"role": "assistant", "content": answer}] for answer in answers)
+        return Example(prompt=prompt, responses=responses, chat_template=self.template)
 
     def read_messages(self, row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
         """Return the messages of a column, the system turn first. Raises RowError."""

@@ -52,6 +52,10 @@ class DatasetStrategy(Protocol):
     Optional: a class method `recognises(row) -> bool`, which says whether a row is one of this format's and could be no other's.
     Where a configuration names no format, the one of those for the method's layout that recognises the first row is taken. It
     is quick, looks at columns and their types only, and says False where the user must choose: between markups, say.
+
+    Optional: a method `write(prompt, answers) -> Example`, for a format with a markup or a chat template of its own. It returns a
+    prompt, text or messages, and answers as text, none of them of a row, as it would have written them: a reward model is asked
+    so about completions of an online run. It raises truing.RowError for what it cannot write.
     """
 
     name: ClassVar[str]

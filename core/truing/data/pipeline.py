@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from truing.data.load import describe, load_rows, watch_files_of, watched
 from truing.data.report import DataReport
 from truing.data.strategies import FunctionStrategy
 from truing.data.tree import PromptTree
+from truing.data.unpair import Parse, takes_apart, unpairing
 from truing.data.watch import Watch
 from truing.errors import ConfigError, DataError, RowError
 from truing.loss import Layout, PromptTokens
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-Parse = Callable[[Mapping[str, Any]], Example | Sequence[Example]]
 _ROWS_AT_ONCE = 256
 
 
@@ -64,7 +64,7 @@ def prepare(
     maker = _TreeMaker.create(encoder, trainer, context_length, reserved=reserved, keep_text=keep_text)
     ends = []
     for index, source in enumerate(sources):
-        parse = _bind(source.format, layout, settings, index, tokenizer)
+        parse = _bind(source.format, layout, settings, index, tokenizer, unpair=source.unpair)
         maker.add(load_rows(source, base_dir), parse, source.on_bad_row)
         ends.append(len(maker.trees))
     maker.check_not_empty(" and ".join(map(describe, sources)))
@@ -85,20 +85,32 @@ def prepare_rows(
     prompt_tokens: PromptTokens = "none",
     reserved: int = 1,
     on_bad_row: Literal["error", "skip"] = "error",
+    unpair: bool = False,
 ) -> tuple[TreeDataset, DataReport]:
     """Return the prompt trees of rows that are in memory, as `prepare` does for those of files."""
     maker = _TreeMaker.create(Encoder(tokenizer, layout, prompt_tokens), trainer, context_length, reserved=reserved)
     settings = SimpleNamespace(trainer=trainer, data=()) if config is None else config
     watch = Watch()
     watch_files_of(rows, watch)
-    maker.add(watched(number_rows(rows, "dataset"), watch), _bind(strategy, layout, settings, 0, tokenizer), on_bad_row)
+    parse = _bind(strategy, layout, settings, 0, tokenizer, unpair=unpair)
+    maker.add(watched(number_rows(rows, "dataset"), watch), parse, on_bad_row)
     maker.check_not_empty("the dataset")
     return maker.finish()
 
 
-def _bind(strategy: DatasetStrategy | FunctionStrategy | None, layout: Layout, config: Any, index: int, tokenizer: Any) -> Parse:
+def _bind(
+    strategy: DatasetStrategy | FunctionStrategy | None,
+    layout: Layout,
+    config: Any,
+    index: int,
+    tokenizer: Any,
+    *,
+    unpair: bool = False,
+) -> Parse:
     if strategy is None:
         raise ConfigError("data.format is not set; truing.data.with_formats chooses one by the columns of the first row")
+    if takes_apart(strategy.layouts, layout, asked=unpair):
+        return unpairing(_bind(strategy, Layout.PAIRED, config, index, tokenizer))
     if layout not in strategy.layouts:
         known = ", ".join(sorted(known.name for known in strategy.layouts))
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from truing.data.files import Row, number_rows
 from truing.data.load import describe, load_rows
 from truing.errors import ConfigError, DataError, PluginError
 from truing.loss import Layout
+from truing.suggest import families
 
 if TYPE_CHECKING:
     from truing.registry import Registry
@@ -49,7 +50,8 @@ def with_formats(
         if source.format is not None:
             return source
         row = _first_row(source, config.base_dir, given)
-        strategy = choose_format(row, config.method.layout, known, f"{key}.format")
+        layout = Layout.PAIRED if source.unpair else config.method.layout
+        strategy = choose_format(row, layout, known, f"{key}.format")
         lines.append(f"format: {strategy.name}, chosen by the columns {_listed(row)} of {key}; set {key}.format to say otherwise")
         return attrs.evolve(source, format=strategy)
 
@@ -59,9 +61,14 @@ def with_formats(
 
 
 def choose_format(row: Mapping[str, Any], layout: Layout, registry: Registry, key: str = "data.format") -> DatasetStrategy:
-    """Return the one format for this layout that recognises a row, with its default settings. Raises ConfigError otherwise."""
+    """Return the one format for this layout that recognises a row, with its default settings. Raises ConfigError otherwise.
+
+    For labels that of pairs will do, where none for labels recognises the row: pairs are taken apart.
+    """
     serving = [cls for cls in registry.classes("dataset_strategy") if layout in cls.layouts]
     found = [cls for cls in serving if _recognises(cls, row)]
+    if not found and layout is Layout.LABELED:
+        found = [cls for cls in registry.classes("dataset_strategy") if Layout.PAIRED in cls.layouts and _recognises(cls, row)]
     if len(found) == 1:
         chosen: DatasetStrategy = found[0]()
         return chosen
@@ -69,7 +76,7 @@ def choose_format(row: Mapping[str, Any], layout: Layout, registry: Registry, ke
     if found:
         names = ", ".join(cls.name for cls in found)
         raise ConfigError(f"{key} is not set, and {columns} are those of several formats: {names}; set it to one of them")
-    names = ", ".join(_families(cls.name for cls in serving)) or "none is installed"
+    names = ", ".join(families(cls.name for cls in serving)) or "none is installed"
     raise ConfigError(
         f"{key} is not set, and no format knows {columns} for sure; set it to one of those for {layout.value} data ({names}), or "
         "to a function of yours, file.function; `truing explain data.format` says what each reads. "
@@ -79,14 +86,6 @@ def choose_format(row: Mapping[str, Any], layout: Layout, registry: Registry, ke
 
 def _describe(cls: Any) -> str:
     return f"{cls.name}: {(inspect.getdoc(cls) or '').splitlines()[0]}"
-
-
-def _families(names: Iterable[str]) -> list[str]:
-    """Return names in order, those of a family with several as `family.*`."""
-    families: dict[str, list[str]] = {}
-    for name in sorted(names):
-        families.setdefault(name.partition(".")[0], []).append(name)
-    return [names[0] if len(names) == 1 else f"{family}.*" for family, names in families.items()]
 
 
 def _recognises(cls: Any, row: Mapping[str, Any]) -> bool:

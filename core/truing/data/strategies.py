@@ -14,6 +14,7 @@ from truing.data import columns as col
 from truing.data.example import DatasetStrategy, Example, Message, Text
 from truing.data.looks import first_of, has_pair_beside, has_system_beside, is_messages, is_pair
 from truing.data.ranked import Ranked, RankedPairs
+from truing.data.unpair import unpair
 from truing.errors import ConfigError, RowError
 from truing.functions import describe_failure, find_function, load_function
 from truing.loss import Layout
@@ -81,9 +82,7 @@ class PreferenceLabels(DatasetStrategy):
 
     def parse(self, row: Mapping[str, Any]) -> tuple[Example, Example]:
         """Return chosen and rejected, each with its label."""
-        pair = attrs.evolve(Preference().parse(row), margin=None)
-        chosen, rejected = pair.responses
-        return attrs.evolve(pair, responses=(chosen,), label=True), attrs.evolve(pair, responses=(rejected,), label=False)
+        return unpair(Preference().parse(row))
 
 
 @attrs.frozen(kw_only=True)

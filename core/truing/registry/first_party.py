@@ -51,6 +51,14 @@ FIRST_PARTY: Mapping[Kind, Mapping[str, str]] = {
 }
 """Names and their distributions; a format is known by its family, the part before the first "."."""
 
+OTHER_TOOLS: Mapping[Kind, Mapping[str, str]] = {
+    "loss": {
+        "alphapo": "{name: simpo, cpo_alpha: 0, alpha: ...}",
+        "tr-dpo": "dpo with model.reference: {sync_steps: ..., mixup_alpha: ...}",
+    }
+}
+"""Names that other tools have for what is here under another, or with settings."""
+
 
 def first_party_dist(kind: Kind, name: str) -> str | None:
     """Return the distribution that has this name or, for a format, its family; None when no first-party one has."""

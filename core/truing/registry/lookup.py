@@ -17,9 +17,9 @@ from truing.errors import ConfigError, PluginError
 from truing.hookspecs import GROUP
 from truing.loss import Layout
 from truing.registry.contract import KIND_WORDS, Kind, isolated
-from truing.registry.first_party import FIRST_PARTY, family, first_party_dist
+from truing.registry.first_party import FIRST_PARTY, OTHER_TOOLS, family, first_party_dist
 from truing.registry.loading import Candidate, Contributed, PluginInfo, Source
-from truing.suggest import closest, did_you_mean
+from truing.suggest import closest, did_you_mean, families
 
 if TYPE_CHECKING:
     import click
@@ -94,8 +94,12 @@ class Registry:
         served = _listed(served.value for each in owned for served in _layouts(kind, each.thing))
         if layout is None:
             raise PluginError(f"{word} {name!r} has a class for each of several layouts ({served}); say which layout is meant")
-        others = _listed(self.names(kind, layout=layout))
-        raise ConfigError(f"{word} {name!r} is for the layouts {served}, not {layout.value}; {word}s for {layout.value}: {others}")
+        others = ", ".join(families(self.names(kind, layout=layout))) or "none is installed"
+        raise ConfigError(
+            f"{word} {name!r} is for the layouts {served}, not {layout.value}; choose one for {layout.value} ({others}), of which "
+            "`truing explain data.format` says what it reads, a function of yours (file.function), or a method for such data, of "
+            "which `truing methods` has a table"
+        )
 
     def names(self, kind: Kind, *, layout: Layout | None = None) -> tuple[str, ...]:
         """Return the names of a kind in alphabetical order; with `layout`, only those of methods and formats that serve it."""
@@ -171,6 +175,8 @@ class Registry:
             return f"{word} {name!r} is not in {installed.label}, which has {has}; try: pip install --upgrade {dist}"
         if dist:
             return f"{word} {name!r} is not installed; install its plugin with: pip install {dist}"
+        if name in OTHER_TOOLS.get(kind, {}):
+            return f"unknown {word} {name!r}; here it is {OTHER_TOOLS[kind][name]}"
         meant = closest(name, (*self.names(kind), *FIRST_PARTY[kind]))
         install = f" (pip install {first_party_dist(kind, meant)})" if meant and meant not in self.names(kind) else ""
         guess = f"; did you mean {meant!r}{install}?" if meant else "."

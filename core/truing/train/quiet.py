@@ -1,4 +1,4 @@
-"""Keeps what libraries warn each other of from whoever trains: none of it is the user's to mend."""
+"""Keeps what libraries say from whoever trains: warnings to each other, none of them the user's to mend, and bars."""
 
 from __future__ import annotations
 
@@ -17,3 +17,18 @@ def quiet_libraries() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=FutureWarning, module=_BETWEEN_LIBRARIES)
         warnings.filterwarnings("ignore", message=_SCHEDULE_FIRST, category=UserWarning)
         yield
+
+
+@contextmanager
+def quiet_terminal() -> Iterator[None]:
+    """Leave the terminal to a command: as `quiet_libraries`, and no bars for loading and saving models."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with quiet_libraries():
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

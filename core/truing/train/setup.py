@@ -196,7 +196,7 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
         }
         if rows is not None:
             source = (sources or config.data)[0]
-            trees, report = prepare_rows(rows, source.format, on_bad_row=source.on_bad_row, **shared)
+            trees, report = prepare_rows(rows, source.format, on_bad_row=source.on_bad_row, unpair=source.unpair, **shared)
         elif sources:
             trees, report = prepare(sources, base_dir=config.base_dir, **shared)
         else:

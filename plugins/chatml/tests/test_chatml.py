@@ -141,9 +141,32 @@ def test_ultra_reads_the_last_assistant_message():
     }
     example = fmt("chatml.ultra").parse({**row, "system": "be {kind}"})
     assert (example.prompt, example.responses) == (WITH_SYSTEM, SIDES)
+    note = "row(s) of which only the last assistant message of 'chosen' is read: the others are not the prompt's"
+    assert example.notes == (note,)
+    assert fmt("chatml.ultra", Layout.SINGLE).parse(row).notes == (note,)
     assert fmt("chatml.ultra", Layout.SINGLE).parse(row).responses == SIDES[:1]
     refused = [{**row, "chosen": []}, {**row, "chosen": [user()]}, {**row, "rejected": [assistant(None)]}, {**row, "rejected": 3}]
     check_dataset_strategy(type(fmt("chatml.ultra")), [row], refused)
+
+
+@pytest.mark.parametrize(
+    ("turns", "system_column", "known"),
+    [
+        ([assistant("good")], None, True),
+        ([user("q?"), assistant("good")], None, True),
+        ([system("be {kind}"), user("q?"), assistant("good")], "be {kind}", True),
+        ([user("q?"), assistant("good")], "be {kind}", True),
+        ([system("be {kind}"), user("q?"), assistant("good")], None, False),
+        ([system("be rude"), user("q?"), assistant("good")], "be {kind}", False),
+        ([user("other"), assistant("good")], None, False),
+        ([user("q?"), assistant("first"), user("more"), assistant("good")], None, False),
+        ([user("q?"), assistant("good"), user("thanks")], None, False),
+    ],
+)
+def test_ultra_says_which_messages_it_leaves_out(turns, system_column, known):
+    row = {"prompt": "q?", "system": system_column, "chosen": turns, "rejected": [assistant("bad")]}
+    note = "row(s) of which only the last assistant message of 'chosen' is read: the others are not the prompt's"
+    assert fmt("chatml.ultra").parse(row).notes == (() if known else (note,))
 
 
 BEFORE = [system("be {kind}"), user("hi"), assistant("yo"), user()]

@@ -29,7 +29,14 @@ class CPO(Loss):
     layout: ClassVar[Layout] = Layout.PAIRED
 
     beta: float = setting(0.1, gt=0, help="Scale of the difference of log-probabilities.")
-    loss_type: LossType = setting("sigmoid", help="The loss of a pair.")
+    loss_type: LossType = setting(
+        "sigmoid",
+        help="The loss of a pair.",
+        instead={
+            "simpo": "method: simpo, whose cpo_alpha is 1 too; 0 is the paper's",
+            "alphapo": "method: {name: simpo, cpo_alpha: 0, alpha: ...}",
+        },
+    )
     label_smoothing: float = setting(0.0, ge=0, lt=0.5, help="Probability that a pair's labels are flipped; sigmoid only.")
     cpo_alpha: float = setting(1.0, ge=0, help="Weight of the mean cost of all chosen tokens of a step.")
 
@@ -71,7 +78,7 @@ class SimPO(Loss):
     layout: ClassVar[Layout] = Layout.PAIRED
 
     beta: float = setting(2.0, gt=0, help="Scale of the difference of rewards.")
-    simpo_gamma: float = setting(1.0, ge=0, help="Margin that beta times the difference is to exceed.")
+    simpo_gamma: float = setting(1.0, ge=0, help="Margin that beta times the difference is to exceed.", also=("gamma",))
     label_smoothing: float = setting(0.0, ge=0, lt=0.5, help="Probability that a pair's labels are flipped.")
     cpo_alpha: float = setting(1.0, ge=0, help="Weight of the mean cost of all chosen tokens of a step; 0 is the paper's SimPO.")
     alpha: float = setting(0.0, help="AlphaPO's alpha, which bends the reward; 0 is SimPO's own.")

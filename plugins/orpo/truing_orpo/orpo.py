@@ -20,7 +20,9 @@ class ORPO(Loss):
     name: ClassVar[str] = "orpo"
     layout: ClassVar[Layout] = Layout.PAIRED
 
-    beta: float = setting(0.1, ge=0, help="Weight of the odds ratio, the paper's lambda.")
+    beta: float = setting(
+        0.1, ge=0, help="Weight of the odds ratio, the paper's lambda.", also=("lambda", "lambda_", "orpo_lambda")
+    )
     nll_on_prompt: bool = setting(True, help="Whether the negative log-likelihood is of prompt and chosen, or of chosen alone.")
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,6 +13,8 @@ import attrs
 from truing import Completion, Example, OpenContext, RowError, setting
 
 if TYPE_CHECKING:
+    from truing.data.example import Text
+    from truing.data.tree import PromptTree
     from truing.rewards import Scores
     from truing_reward_model.scorer import Scorer
 
@@ -21,22 +23,32 @@ if TYPE_CHECKING:
 class RewardModel:
     """The score of a reward model that was trained with method reward-model or ranked-reward-model.
 
-    Messages are rendered by the reward model's own chat template, and text is taken as it is: a model that was trained on the text
-    of a format, such as `chatml.intel`, must be asked in that text. Its own tokenizer reads both. None for a completion that it
-    cannot read: one beyond its context length, or a conversation that its chat template refuses.
+    Prompt and completion become the text that the model was trained on: that of its format, which is `format` or what its run's
+    config.yaml says. Where the format is a chat markup, messages are written in it, text that ends as its prompts do is taken as
+    it is, and other text is the user's turn. Of any other format, messages are rendered by the reward model's own chat template,
+    or the format's, and text is taken as it is. Its own tokenizer reads the result.
+
+    None for a completion that it cannot read: one beyond its context length, or a conversation that its format or chat template
+    refuses.
     """
 
     name: ClassVar[str] = "reward_model"
 
     model: str = setting(help="Directory of the reward model's run, or its model folder.")
+    format: str | None = setting(
+        None, help="The format that it was trained with, such as chatml.intel; null is that of config.yaml in its run."
+    )
 
     def open(self, context: OpenContext) -> AbstractContextManager[LiveRewardModel]:
         """Load the model on the run's device. Raises ConfigError or ModelError where that cannot be."""
         from truing.data.paths import local_path
-        from truing_reward_model.scorer import Scorer
+        from truing_reward_model.formats import row_format
+        from truing_reward_model.scorer import Scorer, run_of
 
         path = local_path(self.model, context.config_dir) or Path(self.model)
-        return nullcontext(LiveRewardModel(Scorer.load(path, context.device)))
+        scorer = Scorer.load(path, context.device)
+        form = row_format(run_of(path), self.format, scorer.encoder.tokenizer)
+        return nullcontext(LiveRewardModel(scorer, getattr(form.strategy, "write", _as_it_is)))
 
 
 @attrs.frozen(eq=False)
@@ -44,13 +56,15 @@ class LiveRewardModel:
     """A loaded reward model that is called with completions."""
 
     scorer: Scorer
+    write: Callable[[Text, Sequence[str]], Example]
+    """Makes a prompt and completions what the model was trained on. Raises RowError."""
 
     def __call__(self, completions: Sequence[Completion]) -> Scores:
         """Return the scores; completions of one prompt share its computation."""
         groups: dict[str, list[int]] = {}
         for index, completion in enumerate(completions):
             groups.setdefault(json.dumps(completion.prompt, default=str), []).append(index)
-        found = self.scorer.encode([_example([completions[index] for index in group]) for group in groups.values()])
+        found = self._encode([[completions[index] for index in group] for group in groups.values()])
         fitting, owners = [], []
         for tree, group in zip(found, groups.values(), strict=True):
             if isinstance(tree, RowError):
@@ -65,11 +79,21 @@ class LiveRewardModel:
                 scores[index] = score
         return scores
 
+    def _encode(self, groups: Sequence[Sequence[Completion]]) -> list[PromptTree | RowError]:
+        """Return a tree for the completions of each prompt, or why there is none."""
+        written = [self._try_write(group) for group in groups]
+        trees = iter(self.scorer.encode([example for example in written if isinstance(example, Example)]))
+        return [next(trees) if isinstance(example, Example) else example for example in written]
 
-def _example(completions: Sequence[Completion]) -> Example:
-    """Return completions of one prompt as an Example, in the form of the prompt: text, or messages."""
-    prompt = completions[0].prompt
-    texts = [completion.text for completion in completions]
+    def _try_write(self, completions: Sequence[Completion]) -> Example | RowError:
+        try:
+            return self.write(completions[0].prompt, [completion.text for completion in completions])
+        except RowError as error:
+            return error
+
+
+def _as_it_is(prompt: Text, answers: Sequence[str]) -> Example:
+    """Return the Example in the form of the prompt: text, or messages."""
     if isinstance(prompt, str):
-        return Example(prompt=prompt, responses=tuple(texts))
-    return Example(prompt=prompt, responses=tuple([{"role": "assistant", "content": text}] for text in texts))
+        return Example(prompt=prompt, responses=tuple(answers))
+    return Example(prompt=prompt, responses=tuple([{"role": "assistant", "content": answer}] for answer in answers))

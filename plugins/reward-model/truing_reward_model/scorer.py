@@ -40,6 +40,13 @@ def model_folder(path: Path) -> Path:
     )
 
 
+def run_of(path: Path) -> Path | None:
+    """Return the directory of the run that the model at `path` belongs to; None for a model folder that lies elsewhere."""
+    folder = model_folder(path)
+    folder = folder if folder.name else folder.absolute()  # "." has no name
+    return folder.parent if folder.name == "model" else None
+
+
 def load_parts(
     folder: Path, *, dtype: Literal["auto", "float32"] = "auto"
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:

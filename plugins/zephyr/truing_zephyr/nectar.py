@@ -9,6 +9,7 @@ import attrs
 
 from truing import ChatFamily, DatasetStrategy, Example, Layout, Turn, setting
 from truing.data import columns as col
+from truing.data.example import Message, Text
 from truing.data.ranked import PAIRS_HELP, Pairs, choose_pairs
 
 ZEPHYR = ChatFamily(
@@ -47,10 +48,21 @@ class Nectar(DatasetStrategy):
 
     def _write_prompt(self, row: Mapping[str, Any]) -> str:
         value = col.check_prompt(col.read(row, self.field_prompt), self.field_prompt)
-        turns = ({"role": "user", "content": value},) if isinstance(value, str) else ZEPHYR.read_turns(row, self.field_prompt)
-        says = any(turn["role"] == "system" and turn["content"] for turn in turns[:1])
-        silence = "" if says else ZEPHYR.system.prefix + ZEPHYR.system.suffix
-        return silence + ZEPHYR.write_prompt(turns)
+        return _write_turns(({"role": "user", "content": value},) if isinstance(value, str) else value, self.field_prompt)
+
+    def write(self, prompt: Text, answers: Sequence[str]) -> Example:
+        """Return a prompt and answers of another format in Zephyr's turns; text that is in them already is unchanged."""
+        if isinstance(prompt, str) and prompt.endswith(ZEPHYR.assistant.prefix):
+            return Example(prompt=prompt, responses=tuple(answers))
+        turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+        return Example(prompt=_write_turns(turns, "prompt"), responses=tuple(answers))
+
+
+def _write_turns(messages: Sequence[Message], column: str) -> str:
+    turns = ZEPHYR.check_turns(messages, column)
+    says = any(turn["role"] == "system" and turn["content"] for turn in turns[:1])
+    silence = "" if says else ZEPHYR.system.prefix + ZEPHYR.system.suffix
+    return silence + ZEPHYR.write_prompt(turns)
 
 
 @attrs.frozen(kw_only=True)
