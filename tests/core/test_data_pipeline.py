@@ -36,6 +36,7 @@ def trees_of(
     layout: Layout = Layout.PAIRED,
     context: int | None = None,
     on_bad_row: Any = "error",
+    reserved: int = 1,
     **trainer: Any,
 ) -> tuple[TreeDataset, DataReport]:
     return prepare_rows(
@@ -46,6 +47,7 @@ def trees_of(
         trainer=TrainerConfig(**trainer),
         context_length=context,
         on_bad_row=on_bad_row,
+        reserved=reserved,
     )
 
 
@@ -128,11 +130,16 @@ def test_a_prompt_without_beginning_token_keeps_its_last_tokens() -> None:
     assert texts(dataset) == [("assistant\n", "a" + EOS, "b" + EOS)]
 
 
-def test_a_prompt_to_be_answered_needs_room_for_one_token() -> None:
+def test_a_prompt_to_be_answered_needs_room_for_the_answer() -> None:
     rows = [{"prompt": "abc"}, {"prompt": "abcd"}]
-    for excess in ("drop", "truncate"):
-        dataset, report = trees_of(rows, PromptText(), layout=Layout.ROLLOUT, max_length=5, excess_length=excess)
-        assert (len(dataset), report.rows_too_long) == (1, 1)
+    online = {"layout": Layout.ROLLOUT, "max_length": 7, "reserved": 3}
+    dataset, report = trees_of(rows, PromptText(), **online)
+    assert (len(dataset), report.rows_too_long, report.prompts_truncated) == (1, 1, 0)
+    dataset, report = trees_of(rows, PromptText(), **online, excess_length="truncate")
+    assert (len(dataset), report.rows_too_long, report.prompts_truncated) == (2, 0, 1)
+    assert [len(dataset[index].prompt_ids) for index in (0, 1)] == [4, 4]
+    with pytest.raises(ConfigError, match="rollout.max_completion_length is 7, which leaves no room for a prompt within 7 tokens"):
+        trees_of(rows, PromptText(), layout=Layout.ROLLOUT, max_length=7, reserved=7)
 
 
 def test_limits_that_cannot_be_are_refused() -> None:

@@ -240,12 +240,11 @@ def test_a_broken_first_party_plugin_answers_for_all_its_names(installed):
 
 
 def test_an_installed_first_party_plugin_without_the_name_is_to_be_upgraded(installed):
-    installed.install("reinforce")
+    installed.install("vllm")  # with a method, and no backend
     with pytest.raises(PluginError) as raised:
-        Registry.load().get("loss", "rloo")
+        Registry.load().get("rollout", "vllm")
     assert str(raised.value) == (
-        "method 'rloo' is not in plugin 'reinforce' (truing-reinforce 1.0), which has reinforce; "
-        "try: pip install --upgrade truing-reinforce"
+        "rollout 'vllm' is not in plugin 'vllm' (truing-vllm 1.0), which has none; try: pip install --upgrade truing-vllm"
     )
 
 

@@ -18,6 +18,7 @@ from tests.end_to_end.test_resume import history
 from truing import Advantages, ConfigError, PluginError, Term, TruingError
 from truing.config import RewardEntry, RolloutConfig
 from truing.loss import Layout, Needs
+from truing.rollout.functions import FunctionRollout
 from truing.testing import tiny_model, tiny_tokenizer
 from truing.testing.fakes import FakeRollout
 from truing_transformers import TransformersRollout
@@ -191,6 +192,18 @@ def test_sampler_and_trainer_agree_on_log_probabilities(tmp_path, temperature):
     rollout = {"backend": TransformersRollout(), "temperature": temperature}
     state = align(tmp_path / "run", Gap(), rollout=rollout, max_steps=3)
     assert all(0 < line["gap"] < 1e-5 for line in state.history)
+
+
+def test_a_function_of_a_file_samples_with_the_policy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def draw(model, processing_class, prompts, generation_config=None):\n"
+        "    inputs = processing_class(prompts, return_tensors='pt', padding=True, padding_side='left')\n"
+        "    ids = model.generate(**inputs, generation_config=generation_config)\n"
+        "    return processing_class.batch_decode(ids[:, inputs['input_ids'].shape[1]:], skip_special_tokens=True)\n"
+    )
+    state = align(tmp_path / "run", rollout={"backend": FunctionRollout(name="mine.draw", base_dir=tmp_path)}, max_steps=2)
+    assert state.step == 2 and len(completions(tmp_path / "run")) == 2 * 2 * 4
 
 
 def test_what_a_failing_reward_costs(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from tests.core.architectures import FALLBACK, SHARED_PREFIX, architecture_model
 from truing import RolloutRequest, Sampling
 from truing.model.attention import own_attention
-from truing_transformers.lent import lent
+from truing.model.lent import lent
 from truing_transformers.library import LibraryGenerate
 from truing_transformers.probe import choose_way
 from truing_transformers.row import rows_of

@@ -44,9 +44,10 @@ class FunctionRollout:
 class LiveFunctionRollout:
     """Calls a function in this process with the policy itself, so that new weights need no transfer.
 
-    Its strings are tokenised; a completion that leaves room gets the end token, for the function stopped there, and a longer one is
-    cut at the limit. Log-probabilities are left to the trainer. PyTorch's global generator is seeded from the requests for each
-    call and put back afterwards: the same requests give the same completions.
+    The policy is in evaluation mode meanwhile, without gradient, with the library's own attention. Its strings are tokenised; a
+    completion that leaves room gets the end token, for the function stopped there, and a longer one is cut at the limit. Log-
+    probabilities are left to the trainer. PyTorch's global generator is seeded from the requests for each call and put back
+    afterwards: the same requests give the same completions.
     """
 
     name: str
@@ -71,13 +72,18 @@ class LiveFunctionRollout:
 
     def _call(self, prompts: list[str], sampling: Sampling, seed: int) -> list[str]:
         import torch
+        from peft import PeftModel
 
-        device = self.context.device
+        from truing.model.attention import own_attention
+        from truing.model.lent import lent
+
+        policy, device = self.context.models["policy"], self.context.device
+        model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), lent(model, own_attention(model), model.generation_config):
             torch.manual_seed(seed)
             texts = self.function(
-                self.context.models["policy"],
+                policy,
                 self.context.tokenizer,
                 prompts,
                 generation_config=self._generation_config(sampling),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from truing_transformers.lent import lent
+from truing.model.lent import lent
 from truing_transformers.row import Group, Row
 from truing_transformers.sampler import Sampler
 

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from truing import RolloutRequest, Sampling
 from truing.errors import first_line
 from truing.model.attention import own_attention, why_not_shared_prefix
+from truing.model.lent import lent
 from truing.model.logits import Head, wide
 from truing.model.probe import TOLERANCE
-from truing_transformers.lent import lent
 from truing_transformers.library import LibraryGenerate
 from truing_transformers.row import Group, Row, rows_of
 from truing_transformers.sampler import Sampler

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from truing.data.layouts import LAYOUT_ARGUMENT
 from truing.data.row import KeptKeys, RowLayout, TreeSpan
+from truing.model.lent import lent
 from truing.model.logits import Head
 from truing_transformers.attention import NAME, STEP_ARGUMENT, Batch, Step
 from truing_transformers.head import few_logits
-from truing_transformers.lent import lent
 from truing_transformers.row import Group, Row
 from truing_transformers.sampler import Sampler
 

@@ -10,8 +10,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 
 @contextmanager
-def lent(model: PreTrainedModel, attention: str) -> Iterator[None]:
+def lent(model: PreTrainedModel, attention: str, generation: GenerationConfig | None = None) -> Iterator[None]:
     """Generate with a model: without gradient, dropout and recomputation, with the attention that is named.
+
+    Its generation configuration is the one given; None is an empty one, for that of the model could hold penalties, and the
+    log-probabilities would not be the policy's.
 
     Afterwards every module is in training or evaluation as before, and the attention and the generation configuration are what they
     were. Not to be held while a generator yields: what runs there would find the model so.
@@ -19,18 +22,17 @@ def lent(model: PreTrainedModel, attention: str) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     configs = {id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)}
     before = [(config, config._attn_implementation) for config in configs.values()]
-    generation = model.generation_config
+    own = model.generation_config
     try:
         for module in training:
             module.training = False
         for config, _ in before:
             config._attn_implementation = attention
-        # one of the model's own could hold penalties, and the log-probabilities would not be the policy's
-        model.generation_config = GenerationConfig()
+        model.generation_config = generation or GenerationConfig()
         with torch.no_grad():
             yield
     finally:
-        model.generation_config = generation
+        model.generation_config = own
         for config, name in before:
             config._attn_implementation = name
         for module in training:
