@@ -35,7 +35,10 @@ class Reward(Protocol):
 
 
 class OpenedReward(Protocol):
-    """A reward that keeps something alive, such as a model: an attrs class of settings that is opened once for a run."""
+    """A reward that keeps something alive, such as a model: an attrs class of settings that is opened once for a run.
+
+    One that scores with a language model may name its folder as `critic_start`: a critic begins as it.
+    """
 
     name: ClassVar[str]
 

@@ -39,6 +39,11 @@ class RewardModel:
         None, help="The format that it was trained with, such as chatml.intel; null is that of config.yaml in its run."
     )
 
+    @property
+    def critic_start(self) -> str:
+        """What a critic begins as: the model, with its score head as the head that values tokens."""
+        return self.model
+
     def open(self, context: OpenContext) -> AbstractContextManager[LiveRewardModel]:
         """Load the model on the run's device. Raises ConfigError or ModelError where that cannot be."""
         from truing.data.paths import local_path

@@ -1,0 +1,81 @@
+"""PPO with all its models: policy, reference, reward model, and a critic that starts from that."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import truing
+from tests.end_to_end.helpers import preferences, save_tiny_model, write_rows
+from truing_ppo import PPO
+
+ONLINE = {"num_generations": 3, "max_completion_length": 6}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, and a reward model that was made of it."""
+    path = tmp_path_factory.mktemp("ppo")
+    save_tiny_model(path / "model")
+    truing.align(
+        model=path / "model",
+        dataset=write_rows(path / "pairs.jsonl", preferences()),
+        method="reward-model",
+        format="preference",
+        output_dir=path / "rewards",
+        max_steps=3,
+        learning_rate=1e-3,
+    )
+    return path
+
+
+def align(folder, name, **options):
+    return truing.align(
+        model=folder / "model",
+        dataset=[{"prompt": row["prompt"]} for row in preferences(8)],
+        format="text",
+        rollout=ONLINE,
+        rewards=[{"name": "reward_model", "model": str(folder / "rewards")}],
+        output_dir=folder / name,
+        logging_steps=1,
+        **{"batch_size": 4, "max_steps": 4, **options},
+    )
+
+
+def test_a_critic_starts_as_the_reward_model_and_only_moves_where_it_learns(folder, capsys):
+    started = load_file(folder / "rewards/model/value_head.safetensors")["weight"]
+    still = align(folder, "still", method=PPO(num_ppo_epochs=2), learning_rate=0.0)
+    assert f"critic: {folder / 'rewards/model'}" in capsys.readouterr().out
+    assert torch.equal(still.heads["critic"].value_head.weight, started)
+    moved = align(folder, "moved", method=PPO(num_ppo_epochs=2), learning_rate=1e-3)
+    assert not torch.equal(moved.heads["critic"].value_head.weight, started)
+    names = {path.name for path in (folder / "moved/model/critic").iterdir()}
+    assert {"config.json", "model.safetensors", "value_head.safetensors"} <= names
+
+
+def test_rewards_are_the_models_scores_and_the_divergence_begins_at_zero(folder):
+    state = align(folder, "scores", method=PPO(num_ppo_epochs=2), learning_rate=1e-3)
+    first = state.history[0]
+    lines = [json.loads(line) for line in (folder / "scores/completions.jsonl").read_text().splitlines()]
+    scores = [line["rewards"]["reward_model"] for line in lines if line["step"] == 1]
+    assert len(set(scores)) > 1
+    assert first["objective/scores"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
+    # the second step is on the same completions, and the third on new ones, which the policy has moved for
+    assert state.history[1]["val/ratio"] != 1 and abs(state.history[2]["objective/kl"]) > 1e-6
+
+
+def test_a_named_critic_comes_before_the_reward_model(folder, capsys):
+    align(folder, "named", method=PPO(critic_model=str(folder / "model")), max_steps=1)
+    assert f"critic: {folder / 'model'}" in capsys.readouterr().out
+
+
+def test_an_adapter_trains_policy_and_critic(folder):
+    state = align(folder, "lora", method=PPO(num_ppo_epochs=1), adapter={"r": 2}, learning_rate=1e-3)
+    trained = state.weights()
+    assert all("lora" in name or name == "critic.value_head.weight" for name in trained)
+    assert any(name.startswith("critic.model") for name in trained)
+    assert (folder / "lora/model/critic/adapter_model.safetensors").exists()
