@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 import truing
+import truing.train.step
 from tests.core.good_losses import Grpo, OnlinePairs
+from tests.end_to_end.helpers import save_tiny_model, write_rows
 from tests.end_to_end.test_resume import history
 from truing import Advantages, ConfigError, PluginError, Term, TruingError
 from truing.config import RewardEntry, RolloutConfig
@@ -21,6 +23,7 @@ from truing.loss import Layout, Needs
 from truing.rollout.functions import FunctionRollout
 from truing.testing import tiny_model, tiny_tokenizer
 from truing.testing.fakes import FakeRollout
+from truing.train.replay import replay
 from truing_transformers import TransformersRollout
 
 ROWS = [{"prompt": f"{number}+{number}=", "answer": number} for number in range(10)]
@@ -244,3 +247,27 @@ def test_an_error_of_the_method_names_it(tmp_path):
 
     with pytest.raises(PluginError, match="method 'broken' .* failed on the rewards before step 1: ZeroDivisionError"):
         align(tmp_path / "run", Broken(), max_steps=1)
+
+
+def test_a_step_that_was_left_out_is_computed_again(tmp_path, monkeypatch):
+    real = truing.train.step.judge
+
+    def judge(run, *arguments):
+        return ["loss"] if run.state.step == 1 else real(run, *arguments)
+
+    monkeypatch.setattr(truing.train.step, "judge", judge)
+    state = truing.align(
+        model=save_tiny_model(tmp_path / "model"),
+        dataset=write_rows(tmp_path / "rows.jsonl", ROWS),
+        method={"name": "grpo", "beta": 0.1, "num_iterations": 2},
+        format="text",
+        rollout={"num_generations": 4, "max_completion_length": 6},
+        rewards=[{"name": "regex", "pattern": "[a-m]"}],
+        output_dir=tmp_path / "run",
+        batch_size=2, learning_rate=1e-3, logging_steps=1, max_steps=3,
+    )
+    assert state.skipped_steps == 1
+    again = replay(tmp_path / "run", 2)
+    logged = state.history[1]
+    assert (again.loss, again.grad_norm) == pytest.approx((logged["loss"], logged["grad_norm"]), rel=1e-4, abs=1e-6)
+    assert [sample.sample_id for sample in again.samples] == [tree.sample_id for tree in again.skipped.trees]
