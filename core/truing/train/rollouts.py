@@ -89,8 +89,8 @@ class RolloutSource:
         self._left = self.plan.updates - update - 1
         iteration, part = divmod(update, self.plan.minibatches)
         order = self._shuffled(run.state.step - update, iteration)
-        size = -(-len(order) // self.plan.minibatches)
-        return [self._trees[index] for index in order[part * size : (part + 1) * size]]
+        start, stop = (len(order) * edge // self.plan.minibatches for edge in (part, part + 1))  # as even as can be
+        return [self._trees[index] for index in order[start:stop]]
 
     def _shuffled(self, lot: int, iteration: int) -> list[int]:
         """Return the order in which a pass over the trees takes them."""
