@@ -286,7 +286,7 @@ def test_functions_beside_the_file(tmp_path):
     assert rewards == (RewardEntry(reward=function), RewardEntry(reward=function, weight=2.0))
     sampled = load(tmp_path, ONLINE, "rollout=mine.draw")
     assert sampled.rollout.backend == FunctionRollout(name="mine.draw", base_dir=tmp_path)
-    assert "rollout: mine.draw" in dump_config(sampled)
+    assert "rollout:\n  name: mine.draw" in dump_config(sampled)
 
 
 @pytest.mark.parametrize(

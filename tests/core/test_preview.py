@@ -51,6 +51,9 @@ def method(layout: Layout) -> type[Loss]:
 def toy_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plugin:
         @hookimpl
+        def register_rollout(self) -> list[type[Rollout]]:
+            return [Backend]
+
         def register_loss(self) -> list[type[Loss]]:
             return [method(layout) for layout in (Layout.PAIRED, Layout.LABELED, Layout.ROLLOUT)]
 

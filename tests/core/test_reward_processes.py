@@ -91,7 +91,11 @@ with RewardRunner(entries, OpenContext(tokenizer=None, device=None, run_dir=run_
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_no_process_outlives_the_run(number, tmp_path):
     trainer = subprocess.Popen(
-        [sys.executable, "-c", TRAINER, str(FOLDER), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", TRAINER, str(FOLDER), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        # a shell that started these tests in the background has them ignore it, which children inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with trainer:
         assert trainer.stdout.readline() == b"ready\n"

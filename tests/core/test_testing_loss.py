@@ -184,7 +184,7 @@ def test_a_metric_that_is_not_always_there():
 
 def test_branches_that_are_not_kept():
     def ignores(self, inputs, good):
-        ratio = (inputs.token_logps - inputs.proximal_token_logps).exp()
+        ratio = inputs.log_ratios.exp()
         return LossOutput([Term(-ratio * inputs.expand(inputs.advantages), "token")])
 
     breaks(loss_like(Grpo, ignores), "a branch whose `keep` is False still changes the terms")
@@ -257,7 +257,7 @@ def test_advantages_that_are_not_finite_where_a_reward_does_not_apply():
         return Advantages(rollouts.expand(rollouts.rewards.sum(1)), keep=rollouts.rewards.isfinite().all(1))
 
     def by_token(self, inputs, good):
-        ratio = (inputs.token_logps - inputs.proximal_token_logps).exp()
+        ratio = inputs.log_ratios.exp()
         return LossOutput([Term(-ratio * inputs.advantages * inputs.expand(inputs.keep), "token")])
 
     check_loss(advantages_like(leaves_out))

@@ -146,7 +146,7 @@ OWN = {loss.name: loss for loss in (SortedMargins(), SomeMargins(), Scored(), So
 
 def step(run: Run) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Return metrics and gradients of the run's first step."""
-    result = accumulate_gradients(run, run.source.trees(run.state.step))
+    result = accumulate_gradients(run, run.source.trees(run))
     gradients = {name: _whole(weight.grad).clone() for name, weight in run.policy.named_parameters() if weight.grad is not None}
     return gather_metrics(run, result.metrics), gradients
 

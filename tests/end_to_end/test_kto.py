@@ -74,7 +74,7 @@ def test_the_estimate_is_over_the_whole_step(tmp_path):
     """The sum of log-ratios of all mismatched completions, taken from a run's own trees one by one."""
     prepare_folder(tmp_path)
     run = make_run(tmp_path, "run", method="kto", batch_size=32)
-    trees = run.source.trees(0)
+    trees = run.source.trees(run)
     ratios = []
     for tree in trees:
         own, other = tree.branches

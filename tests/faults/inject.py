@@ -31,13 +31,27 @@ class BufferedSource:
     _held: Tensor = attrs.field(factory=lambda: torch.empty(0, dtype=torch.int64))
     _used: int = 0
 
-    def trees(self, step: int) -> list[PromptTree]:
+    def open(self, run: Run) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def trees(self, run: Run) -> list[PromptTree]:
         """Return the step's trees, drawing new ones when none are left."""
-        del step
         if self._used == len(self._held):
             self._held, self._used = torch.randint(len(self.data), (BUFFERED * self.per_step,)), 0
         self._used += self.per_step
         return [self.data[index] for index in self._held[self._used - self.per_step : self._used].tolist()]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Return nothing."""
+        return {}
+
+    def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
+        """Raise NotImplementedError: nothing is sampled."""
+        raise NotImplementedError
 
     def numbers(self) -> dict[str, Any]:
         """Return how many were handed out."""
@@ -55,7 +69,7 @@ class BufferedSource:
 def buffered() -> None:
     """Let the runs of this process draw their trees into a buffer."""
 
-    def make(trees: Trees, order: DataOrder) -> BufferedSource:
+    def make(trees: Trees, order: DataOrder, plan: object = None) -> BufferedSource:
         return BufferedSource(trees, order.per_lot)
 
     truing.train.setup.make_source = make
