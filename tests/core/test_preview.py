@@ -11,7 +11,7 @@ import attrs
 import click.testing
 import pytest
 
-from truing import Layout, Loss, LossInputs, LossOutput, Needs, hookimpl
+from truing import Layout, Loss, LossInputs, LossOutput, Needs, Rollout, hookimpl
 from truing.cli import main
 from truing.cli.preview import Span, preview, spans
 from truing.registry import Registry
@@ -54,8 +54,18 @@ def toy_methods(monkeypatch: pytest.MonkeyPatch) -> None:
         def register_rollout(self) -> list[type[Rollout]]:
             return [Backend]
 
+        @hookimpl
         def register_loss(self) -> list[type[Loss]]:
             return [method(layout) for layout in (Layout.PAIRED, Layout.LABELED, Layout.ROLLOUT)]
+
+    @attrs.frozen(kw_only=True)
+    class Backend(Rollout):
+        """Never opened."""
+
+        name: ClassVar[str] = "transformers"
+
+        def open(self, context: Any) -> Any:
+            raise NotImplementedError
 
     registry = Registry.from_modules({"toy": Plugin()})
     monkeypatch.setattr(Registry, "load", lambda **_: registry)

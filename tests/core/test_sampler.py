@@ -99,7 +99,7 @@ def test_what_failed_is_lost_and_counted():
 def test_equal_rewards_are_sampled_anew_until_the_tries_are_used_up():
     backend = Backend()
     flat = Rewards(score=lambda one: 1.0)
-    groups, anew = sampler(backend, flat, resamplings=2).sample(PROMPTS, [0, 1], 3, "lot")
+    groups, anew = sampler(backend, flat).sample(PROMPTS, [0, 1], 3, "lot", resamplings=2)
     assert (anew, len(backend.asked), len(groups)) == (4, 3, 2)
     assert len({tuple(asked) for asked in backend.asked}) == 3, "each attempt has seeds of its own"
 
@@ -116,6 +116,7 @@ def test_equal_rewards_are_sampled_anew_until_the_tries_are_used_up():
         (lambda request, index: {"token_ids": (1, 2, 3, 4)}, "a completion of 4 tokens"),
         (lambda request, index: {"token_logps": (0.0, 0.0)}, "gives 2 token_logps for 1 tokens"),
         (lambda request, index: {"loss_mask": ()}, "gives 0 loss_mask for 1 tokens"),
+        (lambda request, index: {"loss_mask": (False,)}, "gives a completion of which no token is counted"),
     ],
 )
 def test_a_backend_that_does_not_answer_as_it_is_asked_is_named(change, message):

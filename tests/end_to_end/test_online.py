@@ -125,9 +125,35 @@ def test_resume_in_the_middle_of_a_rollout_batch_is_bitwise(tmp_path, step):
 def test_several_passes_take_every_prompt_once_each_and_measure_the_ratio_against_their_start(tmp_path):
     state = align(tmp_path / "run", Repeated(), num_epochs=1)
     lines = completions(tmp_path / "run")
+    seconds = ["seconds/sampling" in json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert seconds == [True, False, False, False] * 3
     # 10 prompts in rollout batches of 4, each for 4 steps
     assert state.step == 12 and [len({line["sample"] for line in lines if line["step"] == step}) for step in (1, 5, 9)] == [4, 4, 2]
     assert state.epoch == 1.0
+
+
+def test_any_seed_shuffles(tmp_path):
+    assert align(tmp_path / "run", Repeated(), max_steps=2, seed=2**32 - 1).step == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": torch.zeros(3)}, "gives values of shape \\[3\\], and it must be"),
+        ({"keep": torch.ones(2, dtype=torch.bool)}, "gives keep of shape \\[2\\]"),
+        ({"columns": {"returns": torch.zeros(1)}}, "gives column 'returns' of shape \\[1\\]"),
+    ],
+)
+def test_what_a_method_gives_must_fit_the_batch(tmp_path, change, message):
+    @attrs.frozen(kw_only=True)
+    class Misfit(Grpo):
+        name: ClassVar[str] = "misfit"
+
+        def advantages(self, rollouts):
+            return attrs.evolve(super().advantages(rollouts), **change)
+
+    with pytest.raises(PluginError, match=f"method 'misfit': its `advantages` {message}"):
+        align(tmp_path / "run", Misfit(), max_steps=1)
 
 
 def test_pairs_are_trained_on_as_pairs(tmp_path):
@@ -169,8 +195,12 @@ def test_groups_of_equal_rewards_are_sampled_anew(tmp_path):
         name: ClassVar[str] = "dynamic"
         dynamic_sampling: int = truing.setting(5, ge=0, help="Times.")
 
-    plain = align(tmp_path / "plain", max_steps=1, batch_size=8).history[0]
-    dynamic = align(tmp_path / "dynamic", Dynamic(), max_steps=1, batch_size=8).history[0]
+    held_out = {"max_steps": 1, "batch_size": 8, "eval_dataset": ROWS[:5]}
+    (plain, *_, plain_eval), (dynamic, *_, dynamic_eval) = (
+        align(tmp_path / method.name, method, **held_out).history for method in (Grpo(), Dynamic())
+    )
+    # of held-out prompts nothing is sampled anew: what is measured there is the policy
+    assert plain_eval["eval_reward"] == dynamic_eval["eval_reward"]
     assert plain["frac_reward_zero_std"] > dynamic["frac_reward_zero_std"]
     assert 0 < dynamic["dynamic_sampling/resampled"] <= 5 * 8
 
@@ -264,7 +294,10 @@ def test_a_step_that_was_left_out_is_computed_again(tmp_path, monkeypatch):
         rollout={"num_generations": 4, "max_completion_length": 6},
         rewards=[{"name": "regex", "pattern": "[a-m]"}],
         output_dir=tmp_path / "run",
-        batch_size=2, learning_rate=1e-3, logging_steps=1, max_steps=3,
+        batch_size=2,
+        learning_rate=1e-3,
+        logging_steps=1,
+        max_steps=3,
     )
     assert state.skipped_steps == 1
     again = replay(tmp_path / "run", 2)

@@ -9,7 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 import truing
+import truing.train.step
 from tests.end_to_end.helpers import preferences, save_tiny_model, write_rows
+from truing.config import build_config
+from truing.registry import Registry
+from truing.train.loop import train
+from truing.train.replay import replay
 from truing_ppo import PPO
 
 ONLINE = {"num_generations": 3, "max_completion_length": 6}
@@ -35,13 +40,12 @@ def folder(tmp_path_factory):
 def align(folder, name, **options):
     return truing.align(
         model=folder / "model",
-        dataset=[{"prompt": row["prompt"]} for row in preferences(8)],
         format="text",
         rollout=ONLINE,
         rewards=[{"name": "reward_model", "model": str(folder / "rewards")}],
         output_dir=folder / name,
         logging_steps=1,
-        **{"batch_size": 4, "max_steps": 4, **options},
+        **{"dataset": [{"prompt": row["prompt"]} for row in preferences(8)], "batch_size": 4, "max_steps": 4, **options},
     )
 
 
@@ -66,6 +70,31 @@ def test_rewards_are_the_models_scores_and_the_divergence_begins_at_zero(folder)
     assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
     # the second step is on the same completions, and the third on new ones, which the policy has moved for
     assert state.history[1]["val/ratio"] != 1 and abs(state.history[2]["objective/kl"]) > 1e-6
+
+
+def test_a_reference_that_is_another_model(folder, tmp_path):
+    values = {
+        "method": {"name": "grpo", "beta": 0.1},
+        "model": {"name": str(folder / "model"), "reference": {"name": str(save_tiny_model(tmp_path / "other", seed=7))}},
+        "data": {"path": str(folder / "pairs.jsonl"), "format": "text"},
+        "rollout": ONLINE,
+        "rewards": [{"name": "regex", "pattern": "[a-m]"}],
+        "trainer": {"batch_size": 2, "max_steps": 2, "logging_steps": 1},
+        "output": {"dir": str(tmp_path / "run")},
+    }
+    state = train(build_config(values, registry=Registry.load()))
+    assert state.history[0]["kl"] > 1e-3
+
+
+def test_a_step_with_a_critic_is_computed_again(folder, monkeypatch):
+    real = truing.train.step.judge
+    monkeypatch.setattr(
+        truing.train.step, "judge", lambda run, *arguments: ["loss"] if run.state.step == 1 else real(run, *arguments)
+    )
+    rows = write_rows(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in preferences(8)])
+    state = align(folder, "skipped", method="ppo", dataset=rows, learning_rate=1e-3, num_ppo_epochs=2)
+    again, logged = replay(folder / "skipped", 2), state.history[1]
+    assert (again.loss, again.grad_norm) == pytest.approx((logged["loss"], logged["grad_norm"]), rel=1e-4, abs=1e-6)
 
 
 def test_a_named_critic_comes_before_the_reward_model(folder, capsys):

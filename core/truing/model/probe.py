@@ -26,7 +26,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, tor
 PROBED_NUMBERS = 2**26
 """Of so many of the weights' numbers at most the gradients are compared, those of the smallest weights, which every layer has."""
 
-MADE_UP_TOKENS = 64
+MADE_UP_TOKENS = 512
 """Of a completion that stands for one that is yet to be sampled, at most."""
 
 Numbers = tuple[Tensor, list[Tensor]]

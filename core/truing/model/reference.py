@@ -57,7 +57,8 @@ class AdapterCopy:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._adapter = {name: weight.detach().clone() for name, weight in policy.named_parameters() if weight.requires_grad}
+        adapted = ((f"model.{name}", weight) for name, weight in policy.model.named_parameters())  # not heads and critic
+        self._adapter = {name: weight.detach().clone() for name, weight in adapted if weight.requires_grad}
 
     @property
     def weights(self) -> Iterable[tuple[str, Tensor]]:

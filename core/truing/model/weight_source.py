@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from truing.train.run import Run
+
+
+KEPT = 2
+"""Versions of an adapter whose folders stay."""
 
 
 @attrs.frozen(eq=False)
@@ -34,7 +39,10 @@ class PolicyWeights:
             return
         base = model.get_base_model()
         merged = {f"{name}.": module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-        for name, weight in base.named_parameters(remove_duplicate=False):
+        for long_name, weight in base.named_parameters(remove_duplicate=False):
+            if ".original_module." in long_name:  # another is trained in its place
+                continue
+            name = _without_wrapper(long_name, model)
             layer = next((prefix for prefix in merged if name.startswith(prefix)), None)
             if layer is None:
                 yield name, _whole(weight)
@@ -50,8 +58,18 @@ class PolicyWeights:
         folder = run.run_dir.path / "adapters" / f"version-{run.state.step:08d}"
         if run.accelerator.is_main_process:
             run.state.model.save_pretrained(str(folder))
+            for old in sorted(folder.parent.glob("version-*"))[:-KEPT]:
+                shutil.rmtree(old)
         run.accelerator.wait_for_everyone()
         return folder
+
+
+def _without_wrapper(name: str, model: PeftModel) -> str:
+    """Return the plain name of a weight of a module that is trained as a whole beside an adapter."""
+    for adapter in model.active_adapters:
+        name = name.replace(f".modules_to_save.{adapter}.", ".")
+        name = name.removeprefix(f"modules_to_save.{adapter}.")
+    return name
 
 
 def _whole(weight: Tensor) -> Tensor:
@@ -64,5 +82,5 @@ def _merged(layer: BaseTunerLayer, weight: Tensor) -> Tensor:
     linear: Any = layer  # of the tuner that says what it adds
     merged = _whole(weight)
     for name in layer.active_adapters:
-        merged = merged + linear.get_delta_weight(name).to(merged.dtype)
+        merged = merged + _whole(linear.get_delta_weight(name)).to(merged.dtype)
     return merged

@@ -61,10 +61,10 @@ class Sampler:
     tokenizer: Any
     sampling: Sampling
     seed: int
-    resamplings: int = 0
-    """How many times a group whose rewards are all equal is sampled anew."""
 
-    def sample(self, prompts: Prompts, samples: Sequence[int], count: int, lot: str) -> tuple[list[Group], int]:
+    def sample(
+        self, prompts: Prompts, samples: Sequence[int], count: int, lot: str, *, resamplings: int = 0
+    ) -> tuple[list[Group], int]:
         """Return `count` completions for each of these prompts, in their order, and how many groups were sampled anew.
 
         Seeds are a function of the run's seed, `lot`, the prompt and the sample, so that a run that resumes draws the same. A
@@ -73,7 +73,7 @@ class Sampler:
         """
         groups = self._attempt(prompts, samples, count, f"{lot}.0")
         anew = 0
-        for attempt in range(1, self.resamplings + 1):
+        for attempt in range(1, resamplings + 1):
             flat = [sample for sample in samples if self._is_flat(groups[sample])]
             if not flat:
                 break
@@ -165,6 +165,8 @@ def _misfit(completion: Completion, limit: int) -> str | None:
         numbers = getattr(completion, name)
         if numbers is not None and len(numbers) != length:
             return f"gives {len(numbers)} {name} for {length} tokens"
+    if completion.loss_mask is not None and not any(completion.loss_mask):
+        return "gives a completion of which no token is counted"
     return None
 
 

@@ -18,6 +18,7 @@ from truing.loss import Advantages, Layout, LossInputs, Needs, all_needs
 from truing.model.policy import PolicyOutput
 from truing.reduce import StepCounts, reduce_term
 from truing.train.micro_batches import cut
+from truing.train.objective import on_device
 from truing.train.run import Run
 
 _OF_POLICY = Needs.VALUES | Needs.ENTROPY | Needs.SQUARED_PROBS
@@ -123,6 +124,7 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
             f"method {loss.name!r} ({type(loss).__module__}) failed on the rewards before step {run.state.step + 1}: "
             f"{first_line(error)}; mend its plugin (--debug shows where)"
         ) from error
+    _check_advantages(loss, inputs, advantages)
     if advantages.state is not None:
         run.state.loss_state = dict(advantages.state)
     counts = StepCounts.of([trees], Layout.ROLLOUT)
@@ -137,6 +139,21 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
     return Learned(trees=learned, by_completion=_by_completion(inputs, advantages), metrics=metrics)
 
 
+def _check_advantages(loss: Any, inputs: LossInputs, advantages: Advantages) -> None:
+    """Raise PluginError for tensors of another shape than the batch's, and for pairs beside `keep`."""
+    tokens, branches = len(inputs.token_logps), len(inputs.lengths)
+    shapes = {"values": (advantages.values, ([tokens], [branches])), "keep": (advantages.keep, ([branches],))}
+    shapes |= {f"column {name!r}": (column, ([tokens],)) for name, column in advantages.columns.items()}
+    for name, (tensor, allowed) in shapes.items():
+        if tensor is not None and list(tensor.shape) not in allowed:
+            raise PluginError(
+                f"method {loss.name!r}: its `advantages` gives {name} of shape {list(tensor.shape)}, and it must be "
+                f"{' or '.join(map(str, allowed))} here ([T] tokens, [B] completions); truing.testing.check_loss finds such faults"
+            )
+    if advantages.pairs is not None and advantages.keep is not None:
+        raise PluginError(f"method {loss.name!r}: its `advantages` gives both pairs and keep; pair only what is to be kept")
+
+
 def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:
     """Return a rollout batch as `advantages` reads it, on the CPU, where it is the same on every rank."""
     branches = [branch for tree in trees for branch in tree.branches]
@@ -144,7 +161,9 @@ def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:
     lengths = torch.tensor([branch.counted for branch in branches])
     fields = {field.name for field in attrs.fields(LossInputs)}
     columns: dict[str, Any] = {
-        name: torch.cat([one.columns[name] for one in sampled]) for name in sampled[0].columns if name in fields
+        name: torch.cat([one.columns[name] for one in sampled])
+        for name in sampled[0].columns
+        if name in fields and all(name in one.columns for one in sampled)  # a backend may know some log-probabilities only
     }
     columns.setdefault("token_logps", torch.full((int(lengths.sum()),), torch.nan))
     return LossInputs(
@@ -154,8 +173,8 @@ def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:
         lengths=lengths,
         rewards=torch.tensor([one.rewards for one in sampled], dtype=torch.float32),
         truncated=torch.tensor([one.truncated for one in sampled]),
-        state=run.state.loss_state,
-        **{**run.constants, **columns},
+        **on_device({**run.constants, "state": run.state.loss_state}, lengths.device),
+        **columns,
     )
 
 

@@ -18,8 +18,9 @@ from truing.loss import Needs, all_needs
 from truing.model.loading import context_length, load_model
 from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file
-from truing.model.probe import choose_forward, probed_trees
+from truing.model.probe import choose_forward, made_up_trees, probed_trees
 from truing.model.reference import AdapterCopy, AdapterOff, Following, FrozenCopy, LiveReference
+from truing.rollout.plan import RolloutPlan
 from truing.train.console import Reporter
 from truing.train.micro_batches import is_sharded
 from truing.train.run import Run
@@ -40,7 +41,13 @@ def is_copy(config: TrainConfig) -> bool:
 
 
 def load_other_model(
-    config: TrainConfig, policy: Policy, trees: Trees, eval_trees: Trees | None, accelerator: Accelerator, reporter: Reporter
+    config: TrainConfig,
+    policy: Policy,
+    trees: Trees,
+    eval_trees: Trees | None,
+    plan: RolloutPlan | None,
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> Policy:
     """Return the model that model.reference names, with the forward that is exact for it.
 
@@ -57,11 +64,13 @@ def load_other_model(
             f"model.reference.name: {name!r} has a vocabulary of {found:,} tokens, and the policy one of {own:,}; a reference "
             "scores the same token ids, so take a model with the same tokenizer and vocabulary size"
         )
-    probed, positions = probed_trees(trees), context_length(model)
+    longest = 0 if plan is None else plan.sampling.max_completion_length
+    probed = probed_trees(trees) if plan is None else made_up_trees(trees, longest)
+    positions = context_length(model)
     # branches of a tree count from its prompt's end, so that one of more tokens than positions may fit
-    most = max(tree.num_tokens for some in (trees, eval_trees) if some is not None for tree in probed_trees(some))
+    most = longest + max(tree.num_tokens for some in (trees, eval_trees) if some is not None for tree in probed_trees(some))
     if positions is not None and most > positions:
-        most = max(_longest(some) for some in (trees, eval_trees) if some is not None)
+        most = longest + max(_longest(some) for some in (trees, eval_trees) if some is not None)
     if positions is not None and most > positions:
         raise ModelError(
             f"model.reference.name: {name!r} was made for {positions:,} positions, and the longest sample has {most:,} tokens; set "
@@ -77,7 +86,9 @@ def load_other_model(
 def _longest(trees: Trees) -> int:
     """Return the most tokens of a prompt with one of its branches."""
     return max(
-        len(tree.prompt_ids) + max(len(branch.token_ids) for branch in tree.branches) for some in in_chunks(trees) for tree in some
+        len(tree.prompt_ids) + max((len(branch.token_ids) for branch in tree.branches), default=0)
+        for some in in_chunks(trees)
+        for tree in some
     )
 
 
@@ -100,7 +111,8 @@ def make_reference(config: TrainConfig, policy: Policy, wrapped: nn.Module, seco
 
 def _following(policy: Policy, reference: AdapterCopy | FrozenCopy, settings: ReferenceConfig, sync_steps: int) -> Following:
     # weights that do not train are the same in a copy, and stay so
-    moving = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad or settings.name is not None}
+    own = [(name, weight) for name, weight in policy.named_parameters() if name.startswith("model.")]  # no critic, no head
+    moving = {name: weight for name, weight in own if weight.requires_grad or settings.name is not None}
     found = dict(reference.weights)
     for name, weight in moving.items():
         if name not in found or found[name].shape != weight.shape:

@@ -110,6 +110,8 @@ def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
     live = run.reference.reference if isinstance(run.reference, Following) else run.reference
     if isinstance(live, FrozenCopy) and not is_other_model(run.config):
         live.policy.adopt_forward(run.policy)
+    if run.policy.critic is not None:
+        run.policy.critic.adopt_forward(run.policy)
     run.state.step, run.state.tokens_per_batch = skipped.step - 1, skipped.tokens_per_batch
     run.state.loss_state = dict(skipped.loss_state)
     if weights.exists():

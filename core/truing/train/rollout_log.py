@@ -32,7 +32,7 @@ class RolloutLog:
     def metrics(self, groups: Sequence[Group], weights: Sequence[float]) -> dict[str, float]:
         """Return the mean reward, its spread within groups, each reward's mean and spread, and lengths.
 
-        Lost completions count in none of them. A spread is the unbiased standard deviation.
+        Lost completions count in none of them, and what nothing counts in is left out. A spread is the unbiased standard deviation.
         """
         totals = [[total for total in group.totals(weights) if not math.isnan(total)] for group in groups]
         flat = [len(set(of_group)) <= 1 for of_group in totals]
@@ -40,7 +40,7 @@ class RolloutLog:
         completions = [completion for group in groups for completion in group.completions]
         lengths = [len(completion.token_ids) for completion in completions]
         ended = [len(completion.token_ids) for completion in completions if completion.finish_reason != "length"]
-        return {
+        found = {
             "reward": _mean(rewards),
             "reward_std": _mean([_spread(of_group) for of_group in totals]),
             "frac_reward_zero_std": _mean([float(one) for one in flat]),
@@ -52,6 +52,7 @@ class RolloutLog:
             "completions/clipped_ratio": 1 - len(ended) / max(1, len(lengths)),
             "completions/lost": float(sum(group.lost for group in groups)),
         }
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def _by_reward(self, groups: Sequence[Group]) -> Iterator[tuple[str, float]]:
         for index, name in enumerate(self.names):
@@ -99,7 +100,7 @@ class RolloutLog:
                     "finish_reason": completion.finish_reason,
                     "rewards": {name: _number(value) for name, value in zip(self.names, rewards, strict=True)},
                     "reward": _number(weighted_sum(rewards, weights)),
-                    "advantage": next(remaining),
+                    "advantage": _number(next(remaining)),
                 }
 
 
@@ -113,8 +114,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS // 2]} ... {text[-SHOWN_CHARACTERS // 2 :]}"
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def _mean(values: Sequence[float]) -> float:

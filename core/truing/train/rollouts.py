@@ -16,7 +16,7 @@ from truing.context import OpenContext
 from truing.data.dataset import TreeDataset
 from truing.data.stored import pack_trees, unpack_trees
 from truing.data.tree import Branch, PromptTree, Sampled, Trees
-from truing.errors import TruingError
+from truing.errors import TruingError, first_line
 from truing.model.weight_source import PolicyWeights
 from truing.rewards.runner import RewardRunner
 from truing.rollout.plan import RolloutPlan
@@ -74,7 +74,6 @@ class RolloutSource:
             tokenizer=run.state.tokenizer,
             sampling=self.plan.sampling,
             seed=run.trainer.seed,
-            resamplings=int(getattr(run.loss, "dynamic_sampling", 0)),
         )
 
     def close(self) -> None:
@@ -86,6 +85,8 @@ class RolloutSource:
         update = run.state.step % self.plan.updates
         if update == 0 or not self._left:
             self._fill(run)
+        else:  # what it took was for the first of the steps
+            self._metrics = {name: value for name, value in self._metrics.items() if not name.startswith("seconds/")}
         self._left = self.plan.updates - update - 1
         iteration, part = divmod(update, self.plan.minibatches)
         order = self._shuffled(run.state.step - update, iteration)
@@ -96,7 +97,8 @@ class RolloutSource:
         """Return the order in which a pass over the trees takes them."""
         if self.plan.minibatches == 1:
             return list(range(len(self._trees)))
-        generator = torch.Generator().manual_seed((self.order.seed * 1_000_003 + lot) * 1_000_003 + iteration)
+        seed = (self.order.seed * 1_000_003 + lot) * 1_000_003 + iteration
+        generator = torch.Generator().manual_seed(seed % 2**63)
         order: list[int] = torch.randperm(len(self._trees), generator=generator).tolist()
         return order
 
@@ -108,7 +110,9 @@ class RolloutSource:
     def _fill(self, run: Run) -> None:
         assert self._sampler is not None and self._log is not None
         started = time.perf_counter()
-        groups, anew = self._sample(run, self.prompts, self.order.samples(run.state.step), self.plan.num_generations, "lot")
+        resamplings = int(getattr(run.loss, "dynamic_sampling", 0))
+        samples = self.order.samples(run.state.step)
+        groups, anew = self._sample(run, self.prompts, samples, self.plan.num_generations, "lot", resamplings)
         sampled = time.perf_counter()
         errors = self._end_batch(run)
         trees = [_tree(self.prompts[group.sample_id], group) for group in groups if group.completions]
@@ -125,7 +129,7 @@ class RolloutSource:
             **self._log.metrics(groups, weights),
             **learned.metrics,
             **errors,
-            **({"dynamic_sampling/resampled": float(anew)} if self._sampler.resamplings else {}),
+            **({"dynamic_sampling/resampled": float(anew)} if resamplings else {}),
             "seconds/sampling": sampled - started,
             "seconds/advantages": time.perf_counter() - sampled,
         }
@@ -138,18 +142,30 @@ class RolloutSource:
             lambda counts: [sum(of_ranks) for of_ranks in zip(*gather_object([list(counts)]), strict=True)]
         )
 
-    def _sample(self, run: Run, prompts: TreeDataset, samples: Sequence[int], count: int, purpose: str) -> tuple[list[Group], int]:
+    def _sample(
+        self, run: Run, prompts: TreeDataset, samples: Sequence[int], count: int, purpose: str, resamplings: int = 0
+    ) -> tuple[list[Group], int]:
         """Return the groups of these prompts, each rank having sampled its share, and how many were sampled anew."""
         sampler, accelerator = self._sampler, run.accelerator
         assert sampler is not None
         sampler.live.update_weights(run.state.step, PolicyWeights(run))
         mine = samples[accelerator.process_index :: accelerator.num_processes]
         lot = purpose if purpose == "eval" else f"{purpose}.{run.state.step}"
-        with accelerator.autocast():
-            groups, anew = sampler.sample(prompts, mine, count, lot)
-        shares = gather_object([(groups, anew)])
-        by_sample = {group.sample_id: group for share, _ in shares for group in share}
-        return [by_sample[sample] for sample in samples], sum(count for _, count in shares)
+        share: tuple[list[Group], int] = [], 0
+        problem = None
+        try:
+            with accelerator.autocast():
+                share = sampler.sample(prompts, mine, count, lot, resamplings=resamplings)
+        except Exception as error:  # other ranks wait to hear of it, whatever it is
+            problem = error
+        shares = gather_object([(share, None if problem is None else first_line(problem))])
+        if problem is not None:
+            raise problem
+        for _, elsewhere in shares:
+            if elsewhere is not None:
+                raise TruingError(f"sampling failed in another process: {elsewhere}")
+        by_sample = {group.sample_id: group for (groups, _), _ in shares for group in groups}
+        return [by_sample[sample] for sample in samples], sum(anew for (_, anew), _ in shares)
 
     def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
         """Return the rewards on held-out prompts, which get the same seeds every time, without a prefix."""

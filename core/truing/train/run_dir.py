@@ -162,6 +162,8 @@ class RunDir:
 
     def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> OSError | None:
         unwritten = self._unwritten.setdefault(name, [])
+        if not unwritten and not lines:
+            return None
         unwritten.extend(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         data = "".join(unwritten).encode(errors="replace")
         try:
@@ -177,7 +179,8 @@ class RunDir:
         return None
 
     def completions_bytes(self) -> int:
-        """Return how long completions.jsonl is."""
+        """Return how long completions.jsonl is, having tried once more to write what the disk would not take."""
+        self._append(COMPLETIONS, ())
         path = self.path / COMPLETIONS
         return path.stat().st_size if path.exists() else 0
 

@@ -270,12 +270,13 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
             raise DamagedError(f"{STATE} is of step {numbers['step']!r}, and the manifest of step {manifest.step}")
         tables = {name: load_file(path / f"{name}.safetensors") for name in (weights, optimizer, "loss_state", "source")}
         reference = _reference(run, path, manifest)
+        run.source.load(numbers["source"], tables["source"])
+        completions = int(numbers["completions_bytes"])
         state.load(numbers, tables[weights], tables[optimizer], tables["loss_state"])
         if isinstance(run.reference, Following) and reference is not None:
             run.reference.load(reference)
-        run.source.load(numbers["source"], tables["source"])
         restore_random_state(numbers["random"][random], load_file(path / f"random-{random}.safetensors"))
-        metrics, completions = (path / METRICS).read_bytes(), int(numbers["completions_bytes"])
+        metrics = (path / METRICS).read_bytes()
     except _UNREADABLE as error:
         raise (
             error if isinstance(error, DamagedError) else DamagedError(f"its state cannot be read ({first_line(error)})")

@@ -111,7 +111,7 @@ def set_up(
             eval_trees=data.eval_trees,
             order=order,
             source=make_source(data.trees, order, plan),
-            constants={} if plan is None else _constants(config, plan, accelerator.device),
+            constants={} if plan is None else _constants(config, plan),
             total_steps=total_steps,
             state=state,
             identity=identity,
@@ -155,9 +155,9 @@ def _order(config: TrainConfig, size: int, per_step: int, plan: RolloutPlan | No
     return DataOrder(size, per_step, seed) if plan is None else DataOrder(size, plan.prompts, seed, plan.updates)
 
 
-def _constants(config: TrainConfig, plan: RolloutPlan, device: torch.device) -> dict[str, Any]:
-    """Return the fields of LossInputs that are the same in every batch of an online method."""
-    weights = torch.tensor([entry.weight for entry in config.rewards], device=device)
+def _constants(config: TrainConfig, plan: RolloutPlan) -> dict[str, Any]:
+    """Return the fields of LossInputs that are the same in every batch of an online method, on the CPU."""
+    weights = torch.tensor([entry.weight for entry in config.rewards])
     return {"reward_weights": weights, "max_completion_length": plan.sampling.max_completion_length}
 
 
@@ -214,10 +214,11 @@ def _policy_and_second(
     config: TrainConfig, given: Given, model: Model, data: Data, accelerator: Accelerator, reporter: Reporter
 ) -> tuple[Policy, Policy | None]:
     """Return the policy, and the second model that the reference is, where it is one."""
+    plan = plan_of(config, _trees_per_step(config, accelerator))
     policy, copied = _policy_and_copy(config, given, model, accelerator.device, reporter)
     _check_vocabulary(data, policy)
     if is_other_model(config):
-        return policy, load_other_model(config, policy, data.trees, data.eval_trees, accelerator, reporter)
+        return policy, load_other_model(config, policy, data.trees, data.eval_trees, plan, accelerator, reporter)
     return policy, copied
 
 
@@ -257,8 +258,7 @@ def _policy_and_copy(
 
 
 def _add_critic(config: TrainConfig, policy: Policy, start: Model | None, reporter: Reporter) -> None:
-    base = start.get_base_model() if isinstance(start, PeftModel) else start
-    assert base is None or isinstance(base, PreTrainedModel)
+    base: Any = start.merge_and_unload() if isinstance(start, PeftModel) else start
     made = make_critic(config, policy, base)
     reporter.say(f"critic: {made.origin}")
     if made.model is None:

@@ -1,0 +1,50 @@
+"""The policy's weights as a backend takes them: plain names, adapters merged."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from truing.model.weight_source import KEPT, PolicyWeights
+from truing.testing import tiny_model
+
+
+def source(model, folder=None, step=0):
+    accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    state = SimpleNamespace(model=model, step=step)
+    return PolicyWeights(SimpleNamespace(state=state, accelerator=accelerator, run_dir=SimpleNamespace(path=folder)))
+
+
+def adapted(**options):
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], **options))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(weight)
+    return model
+
+
+def test_a_whole_model_gives_its_weights():
+    model = tiny_model()
+    assert [name for name, _ in source(model).parameters()] == [name for name, _ in model.named_parameters(remove_duplicate=False)]
+
+
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}], ids=["lora", "lora and a whole module"])
+def test_an_adapter_is_merged_under_plain_names(options):
+    model = adapted(**options)
+    found = dict(source(model).parameters())
+    expected = dict(adapted(**options).merge_and_unload().named_parameters(remove_duplicate=False))
+    assert found.keys() == expected.keys() == dict(tiny_model().named_parameters(remove_duplicate=False)).keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight.detach())
+
+
+def test_the_adapter_alone_is_a_folder_of_which_the_newest_stay(tmp_path):
+    assert source(tiny_model()).adapter() is None
+    model = adapted()
+    folders = [source(model, tmp_path, step).adapter() for step in range(4)]
+    assert sorted((tmp_path / "adapters").iterdir()) == folders[-KEPT:]
+    assert (folders[-1] / "adapter_model.safetensors").exists()
