@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, cast, get_args
 
 import attrs
 
@@ -363,7 +363,7 @@ def all_needs(loss: Loss) -> Needs:
     """Return what the loss reads, and what it reads of rollouts before that, where it samples its completions."""
     needs: Needs = loss.needs
     if loss.layout is Layout.ROLLOUT:
-        needs |= loss.rollout_needs & ~Needs.NO_LOGPS  # type: ignore[attr-defined]  # which every method of this layout has
+        needs |= cast(OnlineLoss, loss).rollout_needs & ~Needs.NO_LOGPS
     return needs
 
 

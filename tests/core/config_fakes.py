@@ -90,7 +90,7 @@ class Server:
     port: int = setting(8000, gt=0, help="Port.")
 
     def open(self, context):
-        raise NotImplementedError
+        raise AssertionError("a configuration is read, and nothing is opened")
 
 
 @attrs.frozen(kw_only=True)
@@ -100,7 +100,7 @@ class InProcess:
     name: ClassVar[str] = "transformers"
 
     def open(self, context):
-        raise NotImplementedError
+        raise AssertionError("a configuration is read, and nothing is opened")
 
 
 @attrs.frozen(kw_only=True)

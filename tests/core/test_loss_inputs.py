@@ -62,8 +62,9 @@ def test_weighted_rewards_are_sums_of_those_that_apply():
 
 
 def test_weighted_rewards_must_be_needed():
+    inputs = fake_inputs(Layout.ROLLOUT, needs=Needs.VALUES)
     with pytest.raises(ValueError, match="`rollout_needs` does not name Needs.REWARDS; add it"):
-        fake_inputs(Layout.ROLLOUT, needs=Needs.VALUES).weighted_rewards  # noqa: B018 - reading it is what raises
+        inputs.sum(inputs.weighted_rewards)
 
 
 def test_all_branches_are_kept_unless_it_is_said():

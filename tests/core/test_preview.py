@@ -65,7 +65,7 @@ def toy_methods(monkeypatch: pytest.MonkeyPatch) -> None:
         name: ClassVar[str] = "transformers"
 
         def open(self, context: Any) -> Any:
-            raise NotImplementedError
+            raise AssertionError("a preview samples nothing")
 
     registry = Registry.from_modules({"toy": Plugin()})
     monkeypatch.setattr(Registry, "load", lambda **_: registry)

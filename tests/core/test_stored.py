@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truing.data.stored import pack_trees, unpack_trees
+from truing.data.stored import stored_trees, tree_numbers, tree_tensors
 from truing.data.tree import Branch, PromptTree, Sampled
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6).map(tuple)
@@ -55,8 +55,7 @@ def trees(draw):
 
 @given(trees())
 def test_what_is_packed_comes_back(stored):
-    numbers, tensors = pack_trees(stored)
-    found = unpack_trees(json.loads(json.dumps(numbers)), tensors)
+    found = stored_trees(json.loads(json.dumps(tree_numbers(stored))), tree_tensors(stored))
     assert found == stored
     for one, other in zip(_known(found), _known(stored), strict=True):
         plain = attrs.filters.exclude("columns")
@@ -70,6 +69,6 @@ def _known(some):
 
 
 def test_something_else_is_refused():
-    numbers, tensors = pack_trees([PromptTree(prompt_ids=(1, 2), branches=(), sample_id=0)])
+    trees = [PromptTree(prompt_ids=(1, 2), branches=(), sample_id=0)]
     with pytest.raises((RuntimeError, ValueError)):
-        unpack_trees(numbers, {**tensors, "token_ids": tensors["token_ids"][:1]})
+        stored_trees(tree_numbers(trees), {**tree_tensors(trees), "token_ids": torch.tensor([1])})

@@ -49,10 +49,6 @@ class BufferedSource:
         """Return nothing."""
         return {}
 
-    def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
-        """Raise NotImplementedError: nothing is sampled."""
-        raise NotImplementedError
-
     def numbers(self) -> dict[str, Any]:
         """Return how many were handed out."""
         return {"used": self._used}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Iterable
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Column:
         try:
             if self._file is None:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as the column is
+                self._file = _nameless_file(folder)
             self._file.write(self._recent)
             self._file.flush()
         except OSError as error:
@@ -70,3 +71,8 @@ class Column:
             # the view of an array that still grows would keep it from growing
             self._view = np.array(self._recent) if self._file is None else np.memmap(self._file, dtype=dtype, mode="r")
         return self._view
+
+
+def _nameless_file(folder: Path) -> IO[bytes]:
+    """Return a file that is gone as soon as nothing holds it open."""
+    return tempfile.TemporaryFile(dir=folder)

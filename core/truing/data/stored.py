@@ -16,11 +16,13 @@ _COLUMN = "column."
 """Before the name of a column of sampled completions, which all of them have or none."""
 
 
-def pack_trees(trees: Sequence[PromptTree]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Return what is JSON of each tree, and the tokens, masks and columns of all, one after the other.
+def tree_numbers(trees: Sequence[PromptTree]) -> list[dict[str, Any]]:
+    """Return what is JSON of each tree; the columns that rows of the dataset have are left out."""
+    return [_numbers(tree) for tree in trees]
 
-    The columns that rows of the dataset have are left out.
-    """
+
+def tree_tensors(trees: Sequence[PromptTree]) -> dict[str, Tensor]:
+    """Return the tokens, masks and columns of all trees, one after the other."""
     segments = [segment for tree in trees for segment in ((tree.prompt_ids, _prompt_mask(tree)), *_branches(tree))]
     tensors = {
         "token_ids": torch.tensor(list(itertools.chain.from_iterable(ids for ids, _ in segments)), dtype=torch.int32),
@@ -29,11 +31,11 @@ def pack_trees(trees: Sequence[PromptTree]) -> tuple[list[dict[str, Any]], dict[
     known = [branch.sampled for tree in trees for branch in tree.branches if branch.sampled is not None]
     for name in known[0].columns if known else ():
         tensors[f"{_COLUMN}{name}"] = torch.cat([sampled.columns[name] for sampled in known])
-    return [_numbers(tree) for tree in trees], tensors
+    return tensors
 
 
-def unpack_trees(numbers: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> list[PromptTree]:
-    """Return the trees that `pack_trees` was given. Raises KeyError, TypeError or ValueError for anything else."""
+def stored_trees(numbers: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> list[PromptTree]:
+    """Return the trees of these numbers and tensors. Raises KeyError, TypeError, ValueError or RuntimeError for anything else."""
     sizes = [size for tree in numbers for size in (tree["prompt_ids"], *(branch["token_ids"] for branch in tree["branches"]))]
     ids, masks = (iter(torch.split(tensors[name], sizes)) for name in ("token_ids", "masks"))
     columns = {name.removeprefix(_COLUMN): tensor for name, tensor in tensors.items() if name.startswith(_COLUMN)}

@@ -18,7 +18,6 @@ from truing.loss import Advantages, Layout, LossInputs, Needs, all_needs
 from truing.model.policy import PolicyOutput
 from truing.reduce import StepCounts, reduce_term
 from truing.train.micro_batches import cut
-from truing.train.objective import on_device
 from truing.train.run import Run
 
 _OF_POLICY = Needs.VALUES | Needs.ENTROPY | Needs.SQUARED_PROBS
@@ -43,7 +42,7 @@ def measure(run: Run, trees: Sequence[PromptTree], *, updates: int) -> list[Prom
     these trees: the first one computes the policy's log-probabilities itself, so that a single step needs none here.
     """
     wanted, own = _needs_now(run, trees, updates)
-    if not wanted:
+    if not (wanted or own):
         return list(trees)
     found: dict[int, list[dict[str, Tensor]]] = {}
     for micro_batch in cut(run, trees):
@@ -72,7 +71,7 @@ def _needs_now(run: Run, trees: Sequence[PromptTree], updates: int) -> tuple[Nee
         or (updates > 1 and Needs.PROXIMAL_LOGPS in loss.needs)
         or (unknown and Needs.BEHAVIOR_LOGPS in all_needs(loss))
     )
-    return (wanted | Needs.PROXIMAL_LOGPS if own else wanted), own
+    return wanted, own
 
 
 @torch.no_grad()
@@ -81,8 +80,7 @@ def _columns(run: Run, batch: TreeBatch, wanted: Needs, own: bool) -> dict[str, 
     columns: dict[str, Tensor] = {}
     with run.accelerator.autocast():
         if own or wanted & _OF_POLICY:
-            needs = wanted & _OF_POLICY if own else (wanted & _OF_POLICY) | Needs.NO_LOGPS
-            output: PolicyOutput = run.wrapped(batch, needs)
+            output: PolicyOutput = run.wrapped(batch, (wanted & _OF_POLICY) | (Needs.NOTHING if own else Needs.NO_LOGPS))
             columns |= output.differentiable()
         if Needs.REFERENCE_LOGPS in wanted:
             assert run.reference is not None
@@ -126,7 +124,7 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
         ) from error
     _check_advantages(loss, inputs, advantages)
     if advantages.state is not None:
-        run.state.loss_state = dict(advantages.state)
+        run.state.loss_state = _moved(advantages.state, run.accelerator.device)
     counts = StepCounts.of([trees], Layout.ROLLOUT)
     metrics = {name: float(reduce_term(term, counts)) for name, term in advantages.metrics.items() if counts.has(term.per)}
     paired = run.trained_layout is Layout.PAIRED
@@ -173,9 +171,14 @@ def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:
         lengths=lengths,
         rewards=torch.tensor([one.rewards for one in sampled], dtype=torch.float32),
         truncated=torch.tensor([one.truncated for one in sampled]),
-        **on_device({**run.constants, "state": run.state.loss_state}, lengths.device),
+        state=_moved(run.state.loss_state, lengths.device),
+        **_moved(run.constants, lengths.device),
         **columns,
     )
+
+
+def _moved(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def _with_advantages(
@@ -183,10 +186,10 @@ def _with_advantages(
 ) -> list[PromptTree]:
     """Return the trees with what the loss reads, without the branches that the method leaves out."""
     lengths = inputs.lengths.tolist()
-    per_token = len(advantages.values) == len(inputs.token_logps) and advantages.values.shape != inputs.lengths.shape
+    per_token = advantages.values.shape != inputs.lengths.shape
     given = dict(advantages.columns) | ({"advantages": advantages.values} if per_token else {})
     split = {name: torch.split(column.float(), lengths) for name, column in given.items()}
-    kept = [True] * len(lengths) if advantages.keep is None else advantages.keep.tolist()
+    kept = _kept(inputs, advantages)
     numbers = advantages.values.tolist()
     found, index = [], 0
     for tree in trees:
@@ -233,5 +236,9 @@ def _by_completion(inputs: LossInputs, advantages: Advantages) -> list[float | N
     values = advantages.values
     if values.shape != inputs.lengths.shape:
         values = inputs.mean(values)
-    kept = [True] * len(inputs.lengths) if advantages.keep is None else advantages.keep.tolist()
-    return [float(value) if keep else None for value, keep in zip(values.tolist(), kept, strict=True)]
+    return [float(value) if keep else None for value, keep in zip(values.tolist(), _kept(inputs, advantages), strict=True)]
+
+
+def _kept(inputs: LossInputs, advantages: Advantages) -> list[bool]:
+    kept: list[bool] = attrs.evolve(inputs, keep=advantages.keep).kept.tolist()
+    return kept

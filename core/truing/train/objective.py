@@ -206,8 +206,7 @@ def _call(run: Run, inputs: LossInputs, counts: StepCounts, examples: int) -> tu
     """Call the loss and reduce what it returns. Raises PluginError, naming it, for an error of its own."""
     try:
         with torch.autocast(inputs.token_logps.device.type, enabled=False):
-            shared = {**run.constants, "state": run.state.loss_state}
-            output = run.loss(attrs.evolve(inputs, **on_device(shared, inputs.token_logps.device)))
+            output = run.loss(attrs.evolve(inputs, state=run.state.loss_state, **run.constants))
             return output, *reduce_output(output, counts, examples)
     except (TruingError, MemoryError, torch.OutOfMemoryError):
         raise
@@ -216,14 +215,6 @@ def _call(run: Run, inputs: LossInputs, counts: StepCounts, examples: int) -> tu
             f"method {run.loss.name!r} ({type(run.loss).__module__}) failed in step {run.state.step + 1}: {first_line(error)}; "
             "mend its plugin, or leave out what it cannot take (--debug shows where)"
         ) from error
-
-
-def on_device(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return values, with those that are tensors on a device, in mappings too."""
-    return {
-        name: value.to(device) if isinstance(value, Tensor) else on_device(value, device) if isinstance(value, Mapping) else value
-        for name, value in values.items()
-    }
 
 
 def add_finite(total: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -22,19 +22,21 @@ SHOWN_CHARACTERS = 160
 
 @attrs.define(eq=False)
 class RolloutLog:
-    """Measures, writes and shows groups of completions; `names` are those of the rewards."""
+    """Measures, writes and shows groups of completions."""
 
     run: Run
     prompts: TreeDataset
     plan: RolloutPlan
     names: Sequence[str]
+    """Of the rewards."""
+    weights: Sequence[float]
 
-    def metrics(self, groups: Sequence[Group], weights: Sequence[float]) -> dict[str, float]:
+    def metrics(self, groups: Sequence[Group]) -> dict[str, float]:
         """Return the mean reward, its spread within groups, each reward's mean and spread, and lengths.
 
         Lost completions count in none of them, and what nothing counts in is left out. A spread is the unbiased standard deviation.
         """
-        totals = [[total for total in group.totals(weights) if not math.isnan(total)] for group in groups]
+        totals = [[total for total in group.totals(self.weights) if not math.isnan(total)] for group in groups]
         flat = [len(set(of_group)) <= 1 for of_group in totals]
         rewards = [reward for of_group in totals for reward in of_group]
         completions = [completion for group in groups for completion in group.completions]
@@ -60,12 +62,12 @@ class RolloutLog:
             yield f"rewards/{name}/mean", _mean(given)
             yield f"rewards/{name}/std", _spread(given)
 
-    def write(self, groups: Sequence[Group], weights: Sequence[float], advantages: Sequence[float | None]) -> None:
+    def write(self, groups: Sequence[Group], advantages: Sequence[float | None]) -> None:
         """Append every completion to completions.jsonl, on the first rank, and show some where it is time to."""
         run = self.run
         if not run.accelerator.is_main_process:
             return
-        lines = list(self._lines(groups, weights, advantages))
+        lines = list(self._lines(groups, advantages))
         error = run.run_dir.append_completions(lines)
         if error is not None:
             run.reporter.warn(f"completions.jsonl cannot be written ({error}); tried again with the next batch")
@@ -84,9 +86,7 @@ class RolloutLog:
         # the first lot at or after every so many steps
         return bool(every) and (lot == 0 or step // every > (step - updates) // every)
 
-    def _lines(
-        self, groups: Sequence[Group], weights: Sequence[float], advantages: Sequence[float | None]
-    ) -> Iterator[dict[str, Any]]:
+    def _lines(self, groups: Sequence[Group], advantages: Sequence[float | None]) -> Iterator[dict[str, Any]]:
         remaining = iter(advantages)
         for group in groups:
             for completion, rewards in zip(group.completions, group.rewards, strict=True):
@@ -99,7 +99,7 @@ class RolloutLog:
                     "tokens": len(completion.token_ids),
                     "finish_reason": completion.finish_reason,
                     "rewards": {name: _number(value) for name, value in zip(self.names, rewards, strict=True)},
-                    "reward": _number(weighted_sum(rewards, weights)),
+                    "reward": _number(weighted_sum(rewards, self.weights)),
                     "advantage": _number(next(remaining)),
                 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from truing.context import OpenContext
 from truing.data.dataset import TreeDataset
-from truing.data.stored import pack_trees, unpack_trees
+from truing.data.stored import stored_trees, tree_numbers, tree_tensors
 from truing.data.tree import Branch, PromptTree, Sampled, Trees
 from truing.errors import TruingError, first_line
 from truing.model.weight_source import PolicyWeights
@@ -65,12 +65,12 @@ class RolloutSource:
         rewards = self._opened.enter_context(
             RewardRunner(config.rewards, context, workers=config.trainer.reward_workers, memory_mb=config.trainer.reward_memory_mb)
         )
-        self._log = RolloutLog(run, self.prompts, self.plan, rewards.names)
+        self._log = RolloutLog(run, self.prompts, self.plan, rewards.names, [entry.weight for entry in config.rewards])
         self._sampler = Sampler(
             live=live,
             backend=config.rollout.backend.name,
             rewards=rewards,
-            weights=[entry.weight for entry in config.rewards],
+            weights=self._log.weights,
             tokenizer=run.state.tokenizer,
             sampling=self.plan.sampling,
             seed=run.trainer.seed,
@@ -117,23 +117,23 @@ class RolloutSource:
         errors = self._end_batch(run)
         trees = [_tree(self.prompts[group.sample_id], group) for group in groups if group.completions]
         if not trees:
+            lost, log = sum(group.lost for group in groups), run.run_dir.path / "rewards.log"
             raise TruingError(
-                f"step {run.state.step + 1}: no completion has a score, so that nothing can be learned from; look at the errors of "
-                "the rewards and of the rollout backend above"
+                f"step {run.state.step + 1}: none of {lost} completions has a score, so that nothing can be learned: calls of "
+                f"rewards failed ({log} says how), or the rollout backend did"
             )
         trees = measure(run, trees, updates=self.plan.updates)
         learned = learn_from(run, trees, updates=self.plan.updates)
         self._trees = learned.trees
-        weights = self._sampler.weights
         self._metrics = {
-            **self._log.metrics(groups, weights),
+            **self._log.metrics(groups),
             **learned.metrics,
             **errors,
             **({"dynamic_sampling/resampled": float(anew)} if resamplings else {}),
             "seconds/sampling": sampled - started,
             "seconds/advantages": time.perf_counter() - sampled,
         }
-        self._log.write(groups, weights, learned.by_completion)
+        self._log.write(groups, learned.by_completion)
 
     def _end_batch(self, run: Run) -> dict[str, float]:
         """Return the error rate of each reward. Raises TruingError where one is above what is allowed, on all ranks together."""
@@ -178,21 +178,21 @@ class RolloutSource:
             run.reporter.alive(run.state.step)
         errors = self._end_batch(run)
         weights, passing = self._sampler.weights, run.config.rollout.pass_reward
-        return {**self._log.metrics(found, weights), **pass_rates(found, weights, count, passing), **errors}
+        return {**self._log.metrics(found), **pass_rates(found, weights, count, passing), **errors}
 
     def numbers(self) -> dict[str, Any]:
         """Return the part of what it holds that is JSON."""
         held = self._trees if self._left else []
-        return {"left": self._left, "trees": pack_trees(held)[0], "metrics": self._metrics}
+        return {"left": self._left, "trees": tree_numbers(held), "metrics": self._metrics}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the part of what it holds that is tensors."""
-        return pack_trees(self._trees if self._left else [])[1]
+        return tree_tensors(self._trees if self._left else [])
 
     def load(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Hold what `numbers` and `tensors` gave."""
         self._left, self._metrics = int(numbers["left"]), dict(numbers["metrics"])
-        self._trees = unpack_trees(numbers["trees"], tensors)
+        self._trees = stored_trees(numbers["trees"], tensors)
 
 
 def pass_rates(groups: Sequence[Group], weights: Sequence[float], count: int, passing: float) -> dict[str, float]:

@@ -81,8 +81,8 @@ def set_up(
     set_seed(config.trainer.seed)
     config = _with_formats(config, given, reporter)
     tokenizer, model, data = _load(config, given, data, reporter)
-    policy, second = _policy_and_second(config, given, model, data, accelerator, reporter)
     plan = plan_of(config, _trees_per_step(config, accelerator))
+    policy, second = _policy_and_second(config, given, model, data, plan, accelerator, reporter)
     choice, budget = _choose_forward(config, (policy, second), data.trees, plan, accelerator, reporter)
     order = _order(config, len(data.trees), _trees_per_step(config, accelerator), plan)
     total_steps = order.total_steps(config.trainer.num_epochs, config.trainer.max_steps)
@@ -111,7 +111,7 @@ def set_up(
             eval_trees=data.eval_trees,
             order=order,
             source=make_source(data.trees, order, plan),
-            constants={} if plan is None else _constants(config, plan),
+            constants={} if plan is None else _constants(config, plan, accelerator.device),
             total_steps=total_steps,
             state=state,
             identity=identity,
@@ -155,9 +155,9 @@ def _order(config: TrainConfig, size: int, per_step: int, plan: RolloutPlan | No
     return DataOrder(size, per_step, seed) if plan is None else DataOrder(size, plan.prompts, seed, plan.updates)
 
 
-def _constants(config: TrainConfig, plan: RolloutPlan) -> dict[str, Any]:
-    """Return the fields of LossInputs that are the same in every batch of an online method, on the CPU."""
-    weights = torch.tensor([entry.weight for entry in config.rewards])
+def _constants(config: TrainConfig, plan: RolloutPlan, device: torch.device) -> dict[str, Any]:
+    """Return the fields of LossInputs that are the same in every batch of an online method."""
+    weights = torch.tensor([entry.weight for entry in config.rewards], device=device)
     return {"reward_weights": weights, "max_completion_length": plan.sampling.max_completion_length}
 
 
@@ -211,10 +211,15 @@ def _read_data(config: TrainConfig, given: Given, tokenizer: PreTrainedTokenizer
 
 
 def _policy_and_second(
-    config: TrainConfig, given: Given, model: Model, data: Data, accelerator: Accelerator, reporter: Reporter
+    config: TrainConfig,
+    given: Given,
+    model: Model,
+    data: Data,
+    plan: RolloutPlan | None,
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> tuple[Policy, Policy | None]:
     """Return the policy, and the second model that the reference is, where it is one."""
-    plan = plan_of(config, _trees_per_step(config, accelerator))
     policy, copied = _policy_and_copy(config, given, model, accelerator.device, reporter)
     _check_vocabulary(data, policy)
     if is_other_model(config):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from truing.data.layouts import Forward
-from truing.data.stored import pack_trees, unpack_trees
+from truing.data.stored import stored_trees, tree_numbers, tree_tensors
 from truing.data.tree import PromptTree
 from truing.errors import ConfigError, first_line
 from truing.model.attention import PLAIN_NAME
@@ -72,11 +72,10 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
     state, folder = run.state, run.run_dir.skipped
     weights = folder / f"weights-{_unchanged_since(run):08d}.safetensors"
     moments = state.optimizer_tensors() if OPTIMIZER in problems else {}
-    described, tokens = pack_trees(trees)
     numbers = {
         "problems": list(problems),
         "samples": [tree.sample_id for tree in trees],
-        "trees": described,
+        "trees": tree_numbers(trees),
         "forward": run.policy.layout,
         "flash": run.policy.causal_lm.config._attn_implementation != PLAIN_NAME,
         "own_logits": run.policy.own_logits,
@@ -88,7 +87,7 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
         "base_dir": str(run.config.base_dir.resolve()),
     }
     tensors = {f"random.{name}": tensor for name, tensor in random[1].items()}
-    tensors |= {f"trees.{name}": tensor for name, tensor in tokens.items()}
+    tensors |= {f"trees.{name}": tensor for name, tensor in tree_tensors(trees).items()}
     tensors |= {f"loss_state.{name}": tensor for name, tensor in state.loss_tensors().items()}
     moving = {}
     if isinstance(run.reference, Following):
@@ -130,7 +129,7 @@ def read_skipped(skipped: Path, step: int) -> SkippedStep:
         tensors = load_file(path / TENSORS)
         return SkippedStep(
             step=step,
-            trees=unpack_trees(numbers["trees"], _below(tensors, "trees.")),
+            trees=stored_trees(numbers["trees"], _below(tensors, "trees.")),
             loss_state={**numbers["loss_state"], **_below(tensors, "loss_state.")},
             random=(numbers["random"], _below(tensors, "random.")),
             reference_logps=tensors.get("reference_logps"),

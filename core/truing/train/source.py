@@ -31,9 +31,6 @@ class Source(Protocol):
     def metrics(self) -> Mapping[str, float]:
         """What is measured of these trees beside the loss, the same on every rank."""
 
-    def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
-        """Return what completions of held-out prompts are worth, where completions are sampled."""
-
     def numbers(self) -> dict[str, Any]:
         """Return the part of what it holds that is JSON."""
 
@@ -65,10 +62,6 @@ class DatasetSource:
     def metrics(self) -> Mapping[str, float]:
         """Return nothing."""
         return {}
-
-    def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
-        """Raise NotImplementedError: held-out data has completions."""
-        raise NotImplementedError("collected data is evaluated by its loss")
 
     def numbers(self) -> dict[str, Any]:
         """Return nothing."""

@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor
 from truing.data.batch import TreeBatch
 from truing.data.tree import PromptTree, Trees, in_chunks
 from truing.errors import PluginError, TruingError
-from truing.loss import Layout
 from truing.reduce import StepCounts, add_shares
 from truing.train.guard import GRADIENT, OPTIMIZER, SPIKE, judge
 from truing.train.micro_batches import MicroBatch, cut
 from truing.train.objective import add_finite, loss_shares, make_objectives
+from truing.train.rollouts import RolloutSource
 from truing.train.run import Run
 from truing.train.skipped import keep_skipped
 from truing.train.state import RandomState, random_state
@@ -172,7 +172,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """Return the loss and metrics over the whole evaluation data, each name with the prefix eval_."""
     assert run.eval_trees is not None
     total: dict[str, Tensor] = {}
-    if run.loss.layout is Layout.ROLLOUT:
+    if isinstance(run.source, RolloutSource):
         return {f"eval_{name}": value for name, value in run.source.evaluate(run, run.eval_trees).items()}
     counts = StepCounts.of(in_chunks(run.eval_trees), run.trained_layout)
     run.wrapped.eval()

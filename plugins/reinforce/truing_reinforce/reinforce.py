@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import attrs
 
-from truing import Advantages, Layout, LossInputs, LossOutput, Needs, OnlineLoss, Term, setting
+from truing import Advantages, LossInputs, LossOutput, Needs, Term, setting
+from truing_reinforce.settings import PolicyGradient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ BASELINE_DECAY = 0.9
 
 
 @attrs.frozen(kw_only=True)
-class Reinforce(OnlineLoss):
+class Reinforce(PolicyGradient):
     """REINFORCE (Williams 1992) with a baseline, as REINFORCE++ (Hu et al. 2025, arXiv:2501.03262) or with clipped ratios.
 
     A completion's advantage A is its weighted rewards, less beta times its divergence from the reference where `kl_in` is reward,
@@ -34,7 +35,6 @@ class Reinforce(OnlineLoss):
     """
 
     name: ClassVar[str] = "reinforce"
-    layout: ClassVar[Layout] = Layout.ROLLOUT
 
     baseline: Baseline = setting(
         "batch",
@@ -52,16 +52,9 @@ class Reinforce(OnlineLoss):
     importance_sampling_level: Level = setting("token", help="Whether ratios are of tokens or of whole completions.")
     epsilon: float = setting(0.2, gt=0, help="How far a ratio may fall below 1 before it is clipped.")
     epsilon_high: float | None = setting(None, gt=0, help="How far it may rise above 1; null is epsilon.")
-    num_iterations: int = setting(1, ge=1, help="Passes over a rollout batch.")
-    num_minibatches: int = setting(1, ge=1, help="Optimiser steps that a pass is cut into.")
-    normalize_advantages: bool = setting(False, help="Bring advantages to mean 0 and variance 1 over the rollout batch.")
-    reward_clip_range: tuple[float, float] | None = setting(
-        None, help="Least and greatest weighted reward; what lies beyond is set to them. null clips nothing."
-    )
-    mask_truncated_completions: bool = setting(False, help="Do not train on completions that were cut off before they ended.")
 
     def __attrs_post_init__(self) -> None:
-        check_clip_range(self.reward_clip_range)
+        super().__attrs_post_init__()
         if self.baseline != "moving_average" and self.baseline_decay != BASELINE_DECAY:
             raise ValueError(
                 f"baseline_decay is {self.baseline_decay:g}, but baseline {self.baseline} does not read it; leave it out, or set "
@@ -180,10 +173,3 @@ class Reinforce(OnlineLoss):
             return scored
         assert rollouts.truncated is not None
         return scored & ~rollouts.truncated
-
-
-def check_clip_range(clip_range: tuple[float, float] | None) -> None:
-    """Raise ValueError unless the first number is below the second."""
-    if clip_range is not None and not clip_range[0] < clip_range[1]:
-        least, greatest = clip_range
-        raise ValueError(f"reward_clip_range must be [least, greatest] with least < greatest, got [{least:g}, {greatest:g}]")

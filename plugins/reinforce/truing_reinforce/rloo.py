@@ -6,35 +6,25 @@ from typing import ClassVar
 
 import attrs
 
-from truing import Advantages, Layout, LossInputs, LossOutput, Needs, OnlineLoss, setting
-from truing_reinforce.reinforce import Reinforce, check_clip_range
+from truing import Advantages, LossInputs, LossOutput, Needs, setting
+from truing_reinforce.reinforce import Reinforce
+from truing_reinforce.settings import PolicyGradient
 
 
 @attrs.frozen(kw_only=True)
-class RLOO(OnlineLoss):
+class RLOO(PolicyGradient):
     """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740): the baseline is the mean of the prompt's other completions.
 
     It is `reinforce` with baseline leave_one_out, ratios of whole completions, and the divergence k1 of a completion in its reward.
     """
 
     name: ClassVar[str] = "rloo"
-    layout: ClassVar[Layout] = Layout.ROLLOUT
     least_generations: ClassVar[int] = 2
     default_num_generations: ClassVar[int] = 2
 
     beta: float = setting(0.05, ge=0, help="Weight of the divergence from the reference in the reward; 0 loads no reference.")
     epsilon: float = setting(0.2, gt=0, help="How far a completion's ratio may fall below 1 before it is clipped.")
     epsilon_high: float | None = setting(None, gt=0, help="How far it may rise above 1; null is epsilon.")
-    num_iterations: int = setting(1, ge=1, help="Passes over a rollout batch.")
-    num_minibatches: int = setting(1, ge=1, help="Optimiser steps that a pass is cut into.")
-    normalize_advantages: bool = setting(False, help="Bring advantages to mean 0 and variance 1 over the rollout batch.")
-    reward_clip_range: tuple[float, float] | None = setting(
-        None, help="Least and greatest weighted reward; what lies beyond is set to them. null clips nothing."
-    )
-    mask_truncated_completions: bool = setting(False, help="Do not train on completions that were cut off before they ended.")
-
-    def __attrs_post_init__(self) -> None:
-        check_clip_range(self.reward_clip_range)
 
     @property
     def as_reinforce(self) -> Reinforce:

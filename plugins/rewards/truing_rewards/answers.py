@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from typing import ClassVar
@@ -66,7 +67,7 @@ class MathAccuracy(Reward):
 
     def prepare(self) -> None:
         """Import what reads mathematics."""
-        import truing_rewards.maths  # noqa: F401
+        importlib.import_module("truing_rewards.maths")
 
     def __call__(self, completions: Sequence[Completion]) -> list[float | None]:
         """Return 1, 0 or None for each."""

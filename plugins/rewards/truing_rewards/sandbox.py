@@ -70,8 +70,9 @@ def _isolate(folder: str, megabytes: int) -> None:
     user, group = os.getuid(), os.getgid()
     _require(_LIBC.unshare(_NEW_USERS | _NEW_MOUNTS | _NEW_NETWORK | _NEW_PIDS | _NEW_IPC | _NEW_UTS))
     for file, text in (("setgroups", "deny"), ("uid_map", f"{_INSIDE} {user} 1"), ("gid_map", f"{_INSIDE} {group} 1")):
-        with open(f"/proc/self/{file}", "w") as stream:  # noqa: PTH123  # pathlib is slow to import
-            stream.write(text)
+        descriptor = os.open(f"/proc/self/{file}", os.O_WRONLY)
+        os.write(descriptor, text.encode())
+        os.close(descriptor)
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
