@@ -12,6 +12,7 @@ from truing.errors import RowError
 from truing.loss import Layout
 
 Parse = Callable[[Mapping[str, Any]], Example | Sequence[Example]]
+"""Reads a row."""
 
 
 def takes_apart(served: frozenset[Layout], layout: Layout, *, asked: bool = False) -> bool:
