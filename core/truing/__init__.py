@@ -9,11 +9,24 @@ from truing.data.chat_family import ChatFamily, Turn
 from truing.data.chat_formats import chat_formats
 from truing.data.example import DatasetStrategy, Example
 from truing.dialect import Dialect
-from truing.errors import ConfigError, DataError, ModelError, PluginError, RowError, SetupError, TruingError
+from truing.errors import ConfigError, DataError, ModelError, PluginError, RolloutError, RowError, SetupError, TruingError
 from truing.hookspecs import hookimpl
 from truing.loss import Advantages, Layout, Loss, LossInputs, LossOutput, Needs, OnlineLoss, PromptTokens, Scope, Term
 from truing.rewards import Reward
-from truing.rollout import Completion, LiveRollout, Rollout, RolloutRequest, Sampling, VersionSpan, WeightSource
+from truing.rollout import (
+    Completion,
+    ConcurrentRollout,
+    Environment,
+    Environments,
+    Fork,
+    LiveRollout,
+    Observation,
+    Rollout,
+    RolloutRequest,
+    Sampling,
+    VersionSpan,
+    WeightSource,
+)
 from truing.settings import setting
 
 if TYPE_CHECKING:
@@ -27,11 +40,15 @@ __all__ = [
     "Advantages",
     "ChatFamily",
     "Completion",
+    "ConcurrentRollout",
     "ConfigError",
     "DataError",
     "DatasetStrategy",
     "Dialect",
+    "Environment",
+    "Environments",
     "Example",
+    "Fork",
     "Layout",
     "LiveRollout",
     "Loss",
@@ -39,12 +56,14 @@ __all__ = [
     "LossOutput",
     "ModelError",
     "Needs",
+    "Observation",
     "OnlineLoss",
     "OpenContext",
     "PluginError",
     "PromptTokens",
     "Reward",
     "Rollout",
+    "RolloutError",
     "RolloutRequest",
     "RowError",
     "Sampling",

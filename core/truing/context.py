@@ -23,5 +23,9 @@ class OpenContext:
     seed: int
     models: Mapping[str, Any] = attrs.field(factory=dict)
     """Unwrapped models by role: "policy", and "reference", "critic" where the method needs them."""
+    rank: int = 0
+    """Which of the run's processes this is; the first is 0."""
+    num_ranks: int = 1
+    """How many processes the run has."""
     config_dir: Path = Path()
     """The folder of the configuration file, which relative names in it refer to."""

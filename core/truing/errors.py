@@ -37,6 +37,12 @@ class PluginError(SetupError):
     """A plugin is missing, broken or breaks its contract."""
 
 
+class RolloutError(TruingError):
+    """A rollout backend cannot go on: a server that is gone, or answers wrongly. The run saves a checkpoint before it ends."""
+
+    exit_code = 3
+
+
 class RowError(ValueError):
     """Raised by a dataset strategy's `parse` for a row that it cannot read; core adds the file and the row."""
 

@@ -137,6 +137,15 @@ class RolloutConfig:
     temperature: float = setting(1.0, ge=0, help="Softmax temperature, of the trainer's log-probabilities too; 0 is greedy.")
     top_p: float = setting(1.0, gt=0, le=1, help="Nucleus: smallest set of tokens with at least this probability; 1 is off.")
     top_k: int = setting(0, ge=0, help="Draw from the k most probable tokens; 0 is off.")
+    max_staleness: int = setting(
+        0, ge=0, help="How many versions behind the policy the weights that sampled a completion may be; 0 samples, then trains."
+    )
+    environment: str | None = setting(
+        None, help="What the policy acts in: file.Class with reset and step; null for none but the backend's own."
+    )
+    tools: tuple[str, ...] = setting((), help="Functions file.function that the policy may call; their docstrings describe them.")
+    max_turns: int = setting(8, gt=0, help="Most turns that the policy writes in one episode.")
+    max_turn_length: int | None = setting(None, gt=0, help="Most tokens of one turn; null is what is left of the completion.")
     num_eval_generations: int | None = setting(None, gt=0, help="Completions of each prompt of eval_data; null: num_generations.")
     pass_reward: float = setting(1.0, help="A completion whose weighted rewards sum to this or more passes (eval_pass@k).")
     table_steps: int | None = setting(None, gt=0, help="Steps between tables of samples in the terminal; null: ten in a run.")

@@ -1,5 +1,29 @@
 """Sampling completions: the contract between core and rollout backends."""
 
-from truing.rollout.completion import Completion, LiveRollout, Rollout, RolloutRequest, Sampling, VersionSpan, WeightSource
+from truing.rollout.completion import (
+    Completion,
+    ConcurrentRollout,
+    Fork,
+    LiveRollout,
+    Rollout,
+    RolloutRequest,
+    Sampling,
+    VersionSpan,
+    WeightSource,
+)
+from truing.rollout.environment import Environment, Environments, Observation
 
-__all__ = ["Completion", "LiveRollout", "Rollout", "RolloutRequest", "Sampling", "VersionSpan", "WeightSource"]
+__all__ = [
+    "Completion",
+    "ConcurrentRollout",
+    "Environment",
+    "Environments",
+    "Fork",
+    "LiveRollout",
+    "Observation",
+    "Rollout",
+    "RolloutRequest",
+    "Sampling",
+    "VersionSpan",
+    "WeightSource",
+]

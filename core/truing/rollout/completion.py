@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import attrs
 
 from truing.context import OpenContext
+from truing.data.example import Text
 from truing.settings import setting
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class RolloutRequest:
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
     sampling: Sampling = Sampling()
+    prompt: Text = ""
+    """The prompt as the dataset has it, text or messages, for conversations."""
     columns: Mapping[str, Any] = attrs.field(factory=dict)
     """The row's extra columns, for environments."""
 
@@ -54,6 +58,17 @@ class VersionSpan:
 
 
 @attrs.frozen(kw_only=True)
+class Fork:
+    """An earlier row of an episode: what the policy wrote before the chat template rendered its history anew, differently."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    token_logps: tuple[float, ...] | None = None
+    """As a completion's."""
+
+
+@attrs.frozen(kw_only=True)
 class Completion:
     """One sampled completion. Token ids are exactly as sampled, never re-tokenised."""
 
@@ -61,6 +76,7 @@ class Completion:
     index: int
     """Which of the request's samples this is."""
     prompt_ids: tuple[int, ...]
+    """Those of the request; of an episode, all that stands before the first token that the policy wrote."""
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     versions: tuple[VersionSpan, ...] = ()
@@ -74,6 +90,10 @@ class Completion:
     """The completion decoded without special tokens, for rewards."""
     columns: Mapping[str, Any] = attrs.field(factory=dict)
     """The row's extra columns (solution, answer ...), for rewards."""
+    rewards: Mapping[str, float] = attrs.field(factory=dict)
+    """What an environment rewarded the episode with, by name; the reward `environment` hands it on."""
+    forks: tuple[Fork, ...] = ()
+    """Earlier rows of the same episode, which learn from its advantage."""
     extra: Mapping[str, Any] = attrs.field(factory=dict)
 
 
@@ -100,8 +120,23 @@ class LiveRollout(Protocol):
         """Let go of everything; called once, whatever happened before."""
 
 
+class ConcurrentRollout(LiveRollout, Protocol):
+    """A live backend that samples beside the process that trains, such as a server: it takes requests while it works on others."""
+
+    def submit(self, request: RolloutRequest) -> Future[tuple[Completion, ...]]:
+        """Begin to complete a request; the future has its completions, in the order of its seeds.
+
+        May be called from any thread, also while weights change: tokens sampled before and after are in spans of their versions.
+        Cancelling the future stops the work on it. It raises RolloutError where the backend cannot go on.
+        """
+
+
 class Rollout(Protocol):
-    """A rollout backend: an attrs class of settings whose `open` makes the live one."""
+    """A rollout backend: an attrs class of settings whose `open` makes the live one.
+
+    One that samples in an environment of its own has a method `open_environments(self, context: OpenContext) -> Environments`
+    (truing.rollout.environment) beside `open`, whose backend then is what writes the policy's turns.
+    """
 
     name: ClassVar[str]
 

@@ -86,7 +86,7 @@ class Sampler:
         return len({total if total == total else None for total in totals}) <= 1
 
     def _attempt(self, prompts: Prompts, samples: Sequence[int], count: int, lot: str) -> dict[int, Group]:
-        requests = {f"{lot}.{sample}": self._request(f"{lot}.{sample}", prompts[sample], count) for sample in samples}
+        requests = {f"{lot}.{sample}": self._request(f"{lot}.{sample}", prompts, sample, count) for sample in samples}
         by_id = dict(zip(requests, samples, strict=True))
         pending: dict[int, tuple[list[Completion], Pending]] = {}
         for request, answers in self._answers(requests):
@@ -95,9 +95,11 @@ class Sampler:
             pending[sample] = scored, self.rewards.submit(scored)
         return {sample: self._group(sample, count, *pending[sample]) for sample in samples}
 
-    def _request(self, id_: str, tree: PromptTree, count: int) -> RolloutRequest:
+    def _request(self, id_: str, prompts: Prompts, sample: int, count: int) -> RolloutRequest:
+        tree = prompts[sample]
         return RolloutRequest(
             id=id_,
+            prompt=prompts.prompt(sample),
             prompt_ids=tree.prompt_ids,
             seeds=tuple(_seed(self.seed, id_, index) for index in range(count)),
             sampling=self.sampling,

@@ -56,6 +56,8 @@ class RolloutSource:
             run_dir=run.run_dir.path,
             seed=run.trainer.seed,
             models={"policy": run.state.model},
+            rank=run.accelerator.process_index,
+            num_ranks=run.accelerator.num_processes,
             config_dir=config.base_dir,
         )
         live = config.rollout.backend.open(context)
