@@ -31,7 +31,7 @@ class LiveLetters(LiveFakeRollout):
         """Draw the letters in another thread."""
         with self._lock:
             self.submitted.append(request.id)
-            if len(self.submitted) > self._taken_at:
+            if self.pushed and len(self.submitted) > self._taken_at:
                 self.version = self.pushed[-1]
             if len(self.submitted) > self.settings.gone_after:
                 raise RolloutError("the server at letters is gone")
