@@ -41,6 +41,8 @@ class Group:
     """One row for each completion, one column for each reward; NaN where that does not apply."""
     lost: int
     """Completions without a score: the backend failed on them, or a reward did whose failures are left out."""
+    failures: tuple[str, ...] = ()
+    """What the backend said of those that it failed on."""
 
     @property
     def oldest(self) -> int | None:
@@ -69,8 +71,8 @@ class Lot:
     """Completions dropped because weights that are too old wrote some of them."""
 
 
-Scored = tuple[list[Completion], Pending]
-"""The completions of a prompt that were sampled without an error, and the scores that are being computed."""
+Scored = tuple[list[Completion], tuple[str, ...], Pending]
+"""Of a prompt: the completions, what was said of those that failed, and the scores that are being computed of the others."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -210,12 +212,11 @@ class Sampler:
         return self._scored(asked, sample, answers)
 
     def _scored(self, asked: Asked, sample: int, answers: Sequence[Completion]) -> Scored:
-        whole = [
-            self._with_row(completion, asked.prompts, sample, asked.requests[sample])
-            for completion in sorted(answers, key=lambda completion: completion.index)
-            if completion.finish_reason != "error"
-        ]
-        return whole, self.rewards.submit(whole)
+        in_order = sorted(answers, key=lambda completion: completion.index)
+        failures = tuple(str(one.extra.get("error", "no reason given")) for one in in_order if one.finish_reason == "error")
+        request = asked.requests[sample]
+        whole = [self._with_row(one, asked.prompts, sample, request) for one in in_order if one.finish_reason != "error"]
+        return whole, failures, self.rewards.submit(whole)
 
     def _check(self, completion: Completion, request: RolloutRequest, before: Sequence[Completion]) -> None:
         """Raise PluginError for an answer to nothing, a second one, or one whose parts do not fit."""
@@ -248,7 +249,7 @@ class Sampler:
         return attrs.evolve(completion, prompt=prompts.prompt(sample), text=text, columns={**request.columns, **completion.columns})
 
 
-def _group(sample: int, count: int, completions: Sequence[Completion], pending: Pending) -> Group:
+def _group(sample: int, count: int, completions: Sequence[Completion], failures: tuple[str, ...], pending: Pending) -> Group:
     scored = pending.result()
     kept = [index for index, failed in enumerate(scored.failed) if not failed]
     return Group(
@@ -256,6 +257,7 @@ def _group(sample: int, count: int, completions: Sequence[Completion], pending: 
         completions=tuple(completions[index] for index in kept),
         rewards=tuple(tuple(NAN if value is None else value for value in scored.values[index]) for index in kept),
         lost=count - len(kept),
+        failures=failures,
     )
 
 

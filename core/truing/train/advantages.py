@@ -45,12 +45,14 @@ def measure(run: Run, trees: Sequence[PromptTree], *, updates: int) -> list[Prom
     if not (wanted or own):
         return list(trees)
     found: dict[int, list[dict[str, Tensor]]] = {}
+    run.wrapped.eval()  # dropout would tell of another policy than the one that sampled
     for micro_batch in cut(run, trees):
         batch = run.lay_out(micro_batch.trees)
         columns = _columns(run, batch, wanted, own)
         run.reporter.alive(run.state.step)
         if micro_batch.counts:
             found.update(_by_branch(batch, columns))
+    run.wrapped.train()
     everywhere = {key: value for share in gather_object([found]) for key, value in share.items()}
     return [_with_columns(tree, everywhere[tree.sample_id]) for tree in trees]
 

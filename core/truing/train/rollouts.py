@@ -134,7 +134,7 @@ class RolloutSource:
         started = time.perf_counter()
         lot = self._together(run, self.order.samples(run.state.step), lambda _: self._next_lot(run))
         groups, sampled = lot.groups, time.perf_counter()
-        errors = self._end_batch(run)
+        errors = self._end_batch(run, groups)
         trees = [tree_of(self.prompts[group.sample_id], group) for group in groups if group.completions]
         if not trees:
             lost, log = sum(group.lost for group in groups), run.run_dir.path / "rewards.log"
@@ -170,12 +170,24 @@ class RolloutSource:
                 self._ahead[start] = sampler.ask(self.prompts, share, self.plan.num_generations, f"lot.{start}")
         return sampler.sample(self._ahead.pop(step), resamplings=self._resamplings(run), oldest=step - ahead)
 
-    def _end_batch(self, run: Run) -> dict[str, float]:
-        """Return the error rate of each reward. Raises TruingError where one is above what is allowed, on all ranks together."""
-        assert self._sampler is not None
-        return self._sampler.rewards.end_batch(
+    def _end_batch(self, run: Run, groups: Sequence[Group]) -> dict[str, float]:
+        """Return the error rate of the backend and of each reward.
+
+        Raises RolloutError where the backend's is above what is allowed, and TruingError where a reward's is, on all ranks.
+        """
+        sampler, rollout = self._sampler, run.config.rollout
+        assert sampler is not None and rollout is not None
+        failures = [failure for group in groups for failure in group.failures]
+        asked = sum(group.lost + len(group.completions) for group in groups)
+        if len(failures) > rollout.max_error_rate * asked:
+            raise RolloutError(
+                f"rollout {sampler.backend!r} failed on {len(failures)} of {asked} completions, more than rollout.max_error_rate "
+                f"{rollout.max_error_rate:g} allows; the first failure: {failures[0]}"
+            )
+        rates = sampler.rewards.end_batch(
             lambda counts: [sum(of_ranks) for of_ranks in zip(*gather_object([list(counts)]), strict=True)]
         )
+        return {"completions/error_rate": len(failures) / max(1, asked), **rates}
 
     def _together(self, run: Run, samples: Sequence[int], sample: Callable[[Sequence[int]], Lot]) -> Lot:
         """Return the groups of these prompts, of which each rank samples its share, from the policy's weights as they are now."""
@@ -210,7 +222,7 @@ class RolloutSource:
             some = range(start, min(start + self.plan.prompts, len(prompts)))
             found += self._together(run, some, lambda share: sampler.sample(sampler.ask(prompts, share, count, "eval"))).groups
             run.reporter.alive(run.state.step)
-        errors = self._end_batch(run)
+        errors = self._end_batch(run, found)
         weights, passing = sampler.weights, run.config.rollout.pass_reward
         return {**self._log.metrics(found), **pass_rates(found, weights, count, passing), **errors}
 
