@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import torch
@@ -16,7 +16,7 @@ from truing.context import OpenContext
 from truing.data.dataset import TreeDataset
 from truing.data.stored import stored_trees, tree_numbers, tree_tensors
 from truing.data.tree import PromptTree, Trees
-from truing.errors import ConfigError, RolloutError, TruingError, first_line
+from truing.errors import ConfigError, RolloutError, TruingError
 from truing.model.weight_source import PolicyWeights
 from truing.rewards.runner import RewardRunner
 from truing.rollout.completion import is_concurrent
@@ -25,10 +25,9 @@ from truing.rollout.plan import RolloutPlan
 from truing.rollout.sampler import Asked, Group, Lot, Sampler
 from truing.train.advantages import learn_from, measure
 from truing.train.order import DataOrder
+from truing.train.ranks import together
 from truing.train.rollout_log import RolloutLog
 from truing.train.run import Run
-
-T = TypeVar("T")
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -244,23 +243,6 @@ class RolloutSource:
 def _share(run: Run, samples: Sequence[int]) -> Sequence[int]:
     """Return which of the prompts this rank samples."""
     return samples[run.accelerator.process_index :: run.accelerator.num_processes]
-
-
-def together(work: Callable[[], T], doing: str) -> list[T]:
-    """Return what `work` gives on each rank. Raises on all ranks, its own error where it has one, when it fails on any."""
-    result, problem = None, None
-    try:
-        result = work()
-    except Exception as error:  # other ranks wait to hear of it, whatever it is
-        problem = error
-    outcomes = gather_object([(result, None if problem is None else (first_line(problem), isinstance(problem, RolloutError)))])
-    if problem is not None:
-        raise problem
-    for _, elsewhere in outcomes:
-        if elsewhere is not None:
-            message, of_backend = elsewhere
-            raise (RolloutError if of_backend else TruingError)(f"{doing} failed in another process: {message}")
-    return [result for result, _ in outcomes]
 
 
 def pass_rates(groups: Sequence[Group], weights: Sequence[float], count: int, passing: float) -> dict[str, float]:
