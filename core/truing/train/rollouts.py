@@ -19,6 +19,7 @@ from truing.data.tree import Branch, PromptTree, Sampled, Trees
 from truing.errors import TruingError, first_line
 from truing.model.weight_source import PolicyWeights
 from truing.rewards.runner import RewardRunner
+from truing.rollout.opening import open_rollout
 from truing.rollout.plan import RolloutPlan
 from truing.rollout.sampler import Group, Sampler
 from truing.train.advantages import learn_from, measure
@@ -60,7 +61,7 @@ class RolloutSource:
             num_ranks=run.accelerator.num_processes,
             config_dir=config.base_dir,
         )
-        live = config.rollout.backend.open(context)
+        live = open_rollout(config.rollout, context)
         self._opened.callback(live.close)
         if about := getattr(live, "about", ""):
             run.reporter.say(f"rollout: {about}")
