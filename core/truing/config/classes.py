@@ -144,6 +144,9 @@ class RolloutConfig:
         None, help="What the policy acts in: file.Class with reset and step; null for none but the backend's own."
     )
     tools: tuple[str, ...] = setting((), help="Functions file.function that the policy may call; their docstrings describe them.")
+    environment_timeout: float = setting(
+        60.0, gt=0, help="Seconds that a tool, or the environment, may take to answer; a late one ends the episode, or is told so."
+    )
     max_turns: int = setting(8, gt=0, help="Most turns that the policy writes in one episode.")
     max_turn_length: int | None = setting(None, gt=0, help="Most tokens of one turn; null is what is left of the completion.")
     max_error_rate: float = setting(

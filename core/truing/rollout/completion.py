@@ -65,7 +65,8 @@ class Fork:
     token_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     token_logps: tuple[float, ...] | None = None
-    """As a completion's."""
+    versions: tuple[VersionSpan, ...] = ()
+    """All as a completion's."""
 
 
 @attrs.frozen(kw_only=True)

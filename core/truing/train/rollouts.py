@@ -21,6 +21,7 @@ from truing.model.weight_source import PolicyWeights
 from truing.rewards.runner import RewardRunner
 from truing.rollout.completion import is_concurrent
 from truing.rollout.grown import tree_of
+from truing.rollout.opening import open_rollout
 from truing.rollout.plan import RolloutPlan
 from truing.rollout.sampler import Asked, Group, Lot, Sampler
 from truing.train.advantages import learn_from, measure
@@ -67,7 +68,7 @@ class RolloutSource:
             num_ranks=run.accelerator.num_processes,
             config_dir=config.base_dir,
         )
-        live = config.rollout.backend.open(context)
+        live = open_rollout(config.rollout, context)
         self._opened.callback(live.close)
         staleness, backend = config.rollout.max_staleness, config.rollout.backend.name
         if staleness and not is_concurrent(live):
