@@ -141,4 +141,10 @@ def not_found(rollout: RolloutConfig, base_dir: Path) -> Iterator[tuple[KeyPath,
 
 def warnings_of(config: TrainConfig) -> list[str]:
     """Return what a valid configuration says that its author may not have meant, one sentence each."""
-    return [DEFAULT_WARNING] if any(isinstance(entry.reward, DefaultReward) for entry in config.rewards) else []
+    warnings = [DEFAULT_WARNING] if any(isinstance(entry.reward, DefaultReward) for entry in config.rewards) else []
+    if config.rollout is not None and config.rollout.max_staleness and Needs.BEHAVIOR_LOGPS not in all_needs(config.method):
+        warnings.append(
+            f"rollout.max_staleness is {config.rollout.max_staleness}, and {config.method.name} with these settings takes what "
+            "older weights sampled for its own; correct for it: in grpo, method.importance_sampling_correction: token_truncate does"
+        )
+    return warnings

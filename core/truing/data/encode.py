@@ -265,7 +265,7 @@ class Encoder:
         example = rendered.example
         prompt, *wholes = (self._with_special(of_text, rendered) for of_text in ids)
         ended = [self._with_eos(whole, rendered) for whole in wholes]
-        split = min((_common_length(prompt, whole) for whole in wholes), default=len(prompt))
+        split = min((common_length(prompt, whole) for whole in wholes), default=len(prompt))
         start = prompt[:split] or (self._first_token(),)
         mask = (False, *self._prompt_mask(rendered, len(prompt))[1:split])
         roles = branch_roles(self.layout, len(wholes))
@@ -336,7 +336,8 @@ def _check_unicode(text: str) -> None:
         ) from error
 
 
-def _common_length(a: TokenIds, b: TokenIds) -> int:
+def common_length(a: TokenIds, b: TokenIds) -> int:
+    """Return how many tokens both begin with."""
     if b[: len(a)] == a:
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from truing.context import OpenContext
 from truing.errors import ConfigError
-from truing.rollout.completion import LiveRollout, Rollout
+from truing.rollout.completion import LiveRollout, Rollout, is_concurrent
 from truing.rollout.conversation.trajectory import unlike_the_trainer
 from truing.rollout.environment import Environments
 
@@ -104,7 +104,7 @@ def _conversations(
         timeout=config.environment_timeout,
         context_length=None if policy is None else context_length(policy),
     )
-    cls: Any = ConcurrentConversations if hasattr(engine, "submit") else LiveConversations
+    cls: Any = ConcurrentConversations if is_concurrent(engine) else LiveConversations
     live: LiveConversations = cls(
         engine=engine,
         stage=stage,

@@ -13,7 +13,7 @@ import attrs
 from truing.data.dataset import TreeDataset
 from truing.rollout.completion import Completion
 from truing.rollout.plan import RolloutPlan
-from truing.rollout.sampler import Group, weighted_sum
+from truing.rollout.sampler import Group, Lot, weighted_sum
 from truing.train.run import Run
 
 TABLES = 10
@@ -65,6 +65,27 @@ class RolloutLog:
             yield f"rewards/{name}/mean", _mean(given)
             yield f"rewards/{name}/std", _spread(given)
 
+    def staleness(self, lot: Lot) -> dict[str, float]:
+        """Return how many versions the tokens' weights were behind the policy's, and how many completions were dropped for it."""
+        rollout = self.run.config.rollout
+        if rollout is None or not (rollout.max_staleness or lot.stale):
+            return {}
+        spans = [span for group in lot.groups for completion in group.completions for span in completion.versions]
+        behind = [(self.run.state.step - span.version) / self.plan.updates for span in spans]
+        sizes = [span.end - span.start for span in spans]
+        tokens = max(1, sum(sizes))
+        return {
+            "staleness/mean": sum(age * size for age, size in zip(behind, sizes, strict=True)) / tokens,
+            "staleness/max": max(behind, default=0.0),
+            "completions/dropped_stale": float(lot.stale),
+        }
+
+    def _versions(self, completion: Completion) -> dict[str, Any]:
+        """Return the version of the first token's weights and, where it changed on the way, all spans of tokens with theirs."""
+        spans = [(span.version, span.start, span.end) for span in completion.versions]
+        first = spans[0][0] if spans else self.run.state.step
+        return {"version": first} if len(spans) < 2 else {"version": first, "versions": spans}
+
     def write(self, groups: Sequence[Group], advantages: Sequence[float | None]) -> None:
         """Append every completion to completions.jsonl, on the first rank, and show some where it is time to."""
         run = self.run
@@ -95,7 +116,7 @@ class RolloutLog:
             for completion, rewards in zip(group.completions, group.rewards, strict=True):
                 yield {
                     "step": self.run.state.step + 1,
-                    "version": self.run.state.step,
+                    **self._versions(completion),
                     "sample": group.sample_id,
                     "prompt": self.prompts.prompt(group.sample_id),
                     "completion": completion.text,

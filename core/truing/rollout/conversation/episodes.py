@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 
@@ -69,6 +69,8 @@ class LiveConversations:
 
     That call is made in the thread that asked. Everything else is done in an event loop of its own, which goes on meanwhile.
     """
+
+    extends_prompts: ClassVar[bool] = True
 
     engine: LiveRollout
     stage: Stage
