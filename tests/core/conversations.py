@@ -104,13 +104,26 @@ class Scripted:
         return (LiveScriptedServer if self.server else LiveScripted)(context.tokenizer, self.say)
 
 
-def opened(folder, say: Say, *, server: bool = False, template: str | None = None, **rollout: Any) -> Any:
+@attrs.frozen
+class ScriptedInEnvironments(Scripted):
+    """The same with environments of its own."""
+
+    environments: Any = None
+
+    def open_environments(self, context: Any) -> Any:
+        """Return the environments."""
+        return self.environments
+
+
+def opened(folder, say: Say, *, server: bool = False, template: str | None = None, environments: Any = None, **rollout: Any) -> Any:
     """Return live conversations over a scripted engine; `folder` has the files that `rollout` names."""
     tokenizer = tiny_tokenizer()
     if template is not None:
         tokenizer.chat_template = template
     context = attrs.evolve(fake_context(folder), tokenizer=tokenizer, config_dir=folder)
-    return open_rollout(RolloutConfig(backend=Scripted(say, server), **rollout), context)
+    context.models["policy"].config.max_position_embeddings = 2048
+    backend = Scripted(say, server) if environments is None else ScriptedInEnvironments(say, server, environments)
+    return open_rollout(RolloutConfig(backend=backend, **rollout), context)
 
 
 def ask(

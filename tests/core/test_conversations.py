@@ -390,8 +390,8 @@ def test_what_fails_when_it_is_closed_costs_nothing_and_is_told(play, tmp_path):
 
 def test_prompts_beyond_the_context_of_the_policy_cost_their_episode(play):
     live = play(up_from(3))
-    [one] = live.generate([ask(live, [user("Play. " * 100)])])
-    assert re.fullmatch(r"the prompt has \d+ tokens, and the policy was made for 512 in all", one.extra["error"])
+    [one] = live.generate([ask(live, [user("Play. " * 400)])])
+    assert re.fullmatch(r"the prompt has \d+ tokens, and the policy was made for 2048 in all", one.extra["error"])
 
 
 def test_prompts_of_another_template_are_refused(play, server):

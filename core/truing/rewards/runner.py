@@ -16,7 +16,7 @@ import attrs
 
 from truing.context import OpenContext
 from truing.errors import TruingError
-from truing.rewards.contract import DefaultReward, prepare
+from truing.rewards.contract import DefaultReward, EnvironmentReward, prepare
 from truing.rewards.local import LocalReward
 from truing.rewards.pool import CallError, Log, Pool
 from truing.rewards.scoring import Outcome
@@ -253,8 +253,8 @@ class RewardRunner:
 
 
 def _source(reward: Any) -> Source | None:
-    """Return where a reward that a worker can run is; core's `default` is not worth a process."""
-    return None if isinstance(reward, DefaultReward) or hasattr(reward, "open") else source_of(reward)
+    """Return where a reward that a worker can run is; core's own are not worth a process."""
+    return None if isinstance(reward, (DefaultReward, EnvironmentReward)) or hasattr(reward, "open") else source_of(reward)
 
 
 def _cpus() -> int:

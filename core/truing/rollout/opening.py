@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from truing.context import OpenContext
 from truing.errors import ConfigError
 from truing.rollout.completion import LiveRollout, Rollout, is_concurrent
+from truing.rollout.conversation.trajectory import unlike_the_trainer
 from truing.rollout.environment import Environments
 
 if TYPE_CHECKING:
@@ -30,6 +31,18 @@ def has_environments(backend: Rollout) -> bool:
     return hasattr(backend, "open_environments")
 
 
+def misfits(config: RolloutConfig) -> Iterator[tuple[str, str]]:
+    """Yield each key of `rollout` that does not fit the others, and why."""
+    if not acts_in_environment(config) and not config.tools:
+        return
+    if config.environment is not None and has_environments(config.backend):
+        message = (
+            f"is {config.environment}, and the backend {config.backend.name} has environments of its own; remove one of the two"
+        )
+        yield "environment", message
+    yield from unlike_the_trainer(config)
+
+
 def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
     """Return the live backend, or, with an environment or tools, a live rollout whose samples are episodes.
 
@@ -37,14 +50,8 @@ def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
     """
     if not acts_in_environment(config) and not config.tools:
         return config.backend.open(context)
-    from truing.rollout.conversation.trajectory import check_sampling
-
-    if config.environment is not None and has_environments(config.backend):
-        raise ConfigError(
-            f"rollout.environment is {config.environment}, and the backend {config.backend.name} has environments of its own; "
-            "leave one of the two out"
-        )
-    check_sampling(config)
+    for key, message in misfits(config):
+        raise ConfigError(f"rollout.{key} {message}")
     with ExitStack() as held:
         environments = _open_environments(config, context)
         if environments is not None:

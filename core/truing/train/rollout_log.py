@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,7 @@ class RolloutLog:
             "completions/max_length": float(max(lengths, default=0)),
             "completions/mean_terminated_length": _mean(ended),
             "completions/clipped_ratio": 1 - len(ended) / max(1, len(lengths)),
+            "completions/mean_turns": _mean([one.extra["turns"] for one in completions if "turns" in one.extra]),
             "completions/lost": float(sum(group.lost for group in groups)),
         }
         return {name: value for name, value in found.items() if not math.isnan(value)}
@@ -120,10 +122,23 @@ class RolloutLog:
                     "completion": completion.text,
                     "tokens": len(completion.token_ids),
                     "finish_reason": completion.finish_reason,
+                    **_episode(completion),
                     "rewards": {name: _number(value) for name, value in zip(self.names, rewards, strict=True)},
                     "reward": _number(weighted_sum(rewards, self.weights)),
                     "advantage": _number(next(remaining)),
                 }
+
+
+def _episode(completion: Completion) -> dict[str, Any]:
+    """Return what a line tells of an episode beside its text, which is what the policy wrote: all messages among others."""
+    if "turns" not in completion.extra:
+        return {}
+    return {
+        "turns": completion.extra["turns"],
+        "messages": json.loads(json.dumps(completion.extra["messages"], default=str)),  # an environment may say anything
+        "written_tokens": sum(completion.loss_mask or ()),
+        "rows": 1 + len(completion.forks),
+    }
 
 
 def _row(line: dict[str, Any]) -> tuple[str, ...]:

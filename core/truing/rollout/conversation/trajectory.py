@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from truing.errors import ConfigError, PluginError
+from truing.errors import PluginError
 from truing.rollout.completion import Completion, FinishReason, Fork, RolloutRequest, Sampling, VersionSpan
 
 if TYPE_CHECKING:
     from truing.config.classes import RolloutConfig
 
 
-def check_sampling(sampling: Sampling | RolloutConfig) -> None:
-    """Raise ConfigError for a sampling whose log-probabilities are not the trainer's, which knows a temperature and no more."""
+def unlike_the_trainer(sampling: Sampling | RolloutConfig) -> Iterator[tuple[str, str]]:
+    """Yield what makes log-probabilities other than the trainer's, which knows a temperature and no more: a key, and why."""
     for key, neutral in (("top_p", 1.0), ("top_k", 0)):
         value = getattr(sampling, key)
         if value != neutral:
-            raise ConfigError(
-                f"rollout.{key} is {value:g}, and the log-probabilities of a conversation's turns must be those of the trainer, "
-                f"which draws from all tokens; leave it out (its neutral value is {neutral:g})"
+            message = (
+                f"is {value:g}, and the log-probabilities of a conversation's turns must be the trainer's, which are those of all "
+                f"tokens; leave it out (its neutral value is {neutral:g})"
             )
+            yield key, message
 
 
 @attrs.define(eq=False)
