@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
@@ -67,7 +67,7 @@ def failure(code: str, message: str, **more: Any) -> Answer:
 class Guessing:
     """Guess a number from 0 to 9; 1.0 for the right one."""
 
-    schema = {"action": GUESS, "observation": HINT, "state": {"type": "object"}}
+    schema: ClassVar[Answer] = {"action": GUESS, "observation": HINT, "state": {"type": "object"}}
 
     def __init__(self) -> None:
         self.target = 0
@@ -96,7 +96,7 @@ class Guessing:
 class Calculator:
     """One tool, `add`, as OpenEnv's MCP environments offer theirs."""
 
-    schema = {"action": CALL, "observation": RESULT, "state": {"type": "object"}}
+    schema: ClassVar[Answer] = {"action": CALL, "observation": RESULT, "state": {"type": "object"}}
 
     def reset(self, **_: Any) -> Answer:
         """Begin, with nothing to see."""
@@ -141,6 +141,7 @@ class FakeServer:
         """Connections with a session."""
         self.resets: list[Answer] = []
         """What resets were given."""
+        self._handlers: set[asyncio.Task[Any]] = set()
 
     @property
     def url(self) -> str:
@@ -176,6 +177,8 @@ class FakeServer:
     async def _end(self) -> None:
         for connection in list(self._server.connections):
             connection.transport.abort()
+        for handler in list(self._handlers):
+            handler.cancel()
         self._server.close()
         await self._server.wait_closed()
 
@@ -200,6 +203,9 @@ class FakeServer:
             await connection.send(json.dumps(failure("CAPACITY_REACHED", "Server at capacity", **numbers)))
             return
         self.active.add(connection)
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
         environment = self.environment()
         try:
             async for text in connection:
@@ -214,6 +220,7 @@ class FakeServer:
             pass
         finally:
             self.active.discard(connection)
+            self._handlers.discard(handler)
 
     def _answer(self, environment: Any, message: Answer) -> Answer:
         type_, data = message.get("type"), message.get("data", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -41,8 +42,8 @@ class ActionReader:
         missing = [name for name in schema.required if name != field]
         if missing:
             raise ConfigError(
-                f"rollout.action_field is {field!r}, and an action needs {', '.join(missing)} too; leave action_field out, and let the "
-                "policy write a JSON object"
+                f"rollout.action_field is {field!r}, and an action needs {', '.join(missing)} too; leave action_field out, and let "
+                "the policy write a JSON object"
             )
         return cls(schema, field)
 
@@ -62,9 +63,7 @@ class ActionReader:
     def __call__(self, text: str) -> dict[str, Any]:
         """Return the action. Raises InvalidActionError, with what to write instead, where there is none in the text."""
         what, find = self._kind
-        found = None
-        for found in find(text):  # noqa: B007  # the last one is meant
-            pass
+        found = next(iter(deque(find(text), maxlen=1)), None)  # the last one
         if found is None:
             raise InvalidActionError(f"there is no {what} in it")
         return found if self.field is None else {self.field: found}

@@ -46,6 +46,7 @@ class OpenEnvironments(Environments):
     actions: ActionReader
     observations: ObservationReader
     tools: Sequence[Mapping[str, Any]]
+    capacity: int | None
     _loop: asyncio.AbstractEventLoop
     _opened: ExitStack
     name: str = "openenv"
@@ -67,12 +68,7 @@ class OpenEnvironments(Environments):
             observations = ObservationReader.of(description.observation, settings.observation_field)
             server = Server(address, capacity, settings.timeout, settings.reset_timeout, settings.session_timeout)
             stack.callback(lambda: _wait(loop, _finish(server)))
-            return cls(settings, server, description, actions, observations, tools, loop, stack.pop_all())
-
-    @property
-    def capacity(self) -> int:
-        """How many episodes may be open at once."""
-        return self.server.capacity
+            return cls(settings, server, description, actions, observations, tools, capacity, loop, stack.pop_all())
 
     @property
     def about(self) -> str:
@@ -101,11 +97,11 @@ def offers_tools(action: Schema) -> bool:
 
 async def _share(address: Address, settings: OpenEnvRollout, num_ranks: int) -> int:
     """Return how many sessions at once are this process's."""
-    wanted = max(1, (settings.max_sessions or MOST_SESSIONS) // num_ranks)
+    wanted = settings.max_sessions or MOST_SESSIONS
     room, allowed = await find_room(address, wanted, settings.reset_timeout)
-    if num_ranks > 1 and allowed is not None:  # other processes ask at the same time
-        return max(1, min(wanted, allowed // num_ranks))
-    return max(1, room)
+    if num_ranks > 1:  # other processes ask at the same time, so that what is free now says little
+        room = min(wanted, allowed or wanted)
+    return max(1, room // num_ranks)
 
 
 async def _finish(server: Server) -> None:

@@ -51,8 +51,8 @@ class Server:
                 await self._places.acquire()
         except TimeoutError:
             raise SessionError(
-                f"none of {self.capacity} sessions at {self.address} was free within {self.session_timeout:g} s; episodes take longer "
-                "than rollout.session_timeout, or max_sessions is too small"
+                f"none of {self.capacity} sessions at {self.address} was free within {self.session_timeout:g} s; episodes take "
+                "longer than rollout.session_timeout, or max_sessions is too small"
             ) from None
         try:
             session, turn = await self._patiently(data, started + self.session_timeout)
