@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 HIGHEST = 9
+GUESSES = 5
 BASE = {"metadata": {"type": "object", "additionalProperties": True, "title": "Metadata"}}
 OBSERVED = {
     "done": {"type": "boolean", "default": False},
@@ -51,6 +52,12 @@ ADD = {
     "input_schema": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]},
 }
 
+FAIL = {
+    "name": "fail",
+    "description": "Fail.",
+    "input_schema": {"type": "object", "properties": {"why": {"type": "string"}}, "required": ["why"]},
+}
+
 Answer = dict[str, Any]
 
 
@@ -64,29 +71,38 @@ def failure(code: str, message: str, **more: Any) -> Answer:
     return {"type": "error", "data": {"message": message, "code": code, **more}}
 
 
+def invalid(field: str, message: str) -> Answer:
+    """Return the message with pydantic's error on a field."""
+    return failure("VALIDATION_ERROR", "Invalid message", errors=[{"loc": [field], "msg": message, "type": "some"}])
+
+
 class Guessing:
-    """Guess a number from 0 to 9; 1.0 for the right one."""
+    """What examples/openenv/guess_server.py is: find a number from 0 to 9 in five guesses."""
 
     schema: ClassVar[Answer] = {"action": GUESS, "observation": HINT, "state": {"type": "object"}}
 
     def __init__(self) -> None:
-        self.target = 0
+        self.target = self.guesses = 0
 
     def reset(self, seed: int | None = None, target: int | None = None, **_: Any) -> Answer:
         """Choose the number."""
         self.target = random.Random(seed).randint(0, HIGHEST) if target is None else target
-        return observation({"hint": f"guess 0 to {HIGHEST}"})
+        self.guesses = 0
+        return observation({"hint": f"Guess 0 to {HIGHEST}."})
 
     def step(self, action: Answer) -> Answer:
         """Compare a guess with it."""
-        guess = action.get("guess")
-        if not isinstance(guess, int) or not 0 <= guess <= HIGHEST:
-            return failure(
-                "VALIDATION_ERROR", "Invalid message", errors=[{"loc": ["guess"], "msg": f"wrong: {guess!r}", "type": "int"}]
-            )
-        right = guess == self.target
-        hint = "right" if right else "higher" if guess < self.target else "lower"
-        return observation({"hint": hint}, reward=1.0 if right else 0.0, done=right)
+        guess, wrong = action.get("guess"), action.keys() - {"guess", "metadata"}
+        if wrong:
+            return invalid(wrong.pop(), "Extra inputs are not permitted")
+        if not isinstance(guess, int):
+            return invalid("guess", "Field required" if guess is None else "Input should be a valid integer")
+        if not 0 <= guess <= HIGHEST:
+            return invalid("guess", f"Input should be less than or equal to {HIGHEST}")
+        self.guesses += 1
+        if guess == self.target:
+            return observation({"hint": "right"}, reward=1 - (self.guesses - 1) / GUESSES, done=True)
+        return observation({"hint": "higher" if guess < self.target else "lower"}, reward=0.0, done=self.guesses == GUESSES)
 
     def state(self) -> Answer:
         """Tell what no policy may know."""
@@ -94,30 +110,43 @@ class Guessing:
 
 
 class Calculator:
-    """One tool, `add`, as OpenEnv's MCP environments offer theirs."""
+    """What calculator_server.py is: two tools, as OpenEnv's MCP environments offer theirs."""
 
     schema: ClassVar[Answer] = {"action": CALL, "observation": RESULT, "state": {"type": "object"}}
 
-    def reset(self, **_: Any) -> Answer:
-        """Begin, with nothing to see."""
+    def reset(self, **options: Any) -> Answer:
+        """Begin, with nothing to see, unless told to fail."""
+        if "fail" in options:
+            raise ValueError(f"told to fail: {options['fail']}")
         return observation({})
 
     def step(self, action: Answer) -> Answer:
         """List the tools, or call one."""
         if action.get("type") == "list_tools":
-            return observation({"tools": [ADD]})
+            return observation({"tools": [ADD, FAIL]})
         name, arguments = action.get("tool_name"), action.get("arguments", {})
-        if name != "add" or arguments.keys() != {"a", "b"}:
-            error = {"error_type": "tool_not_found" if name != "add" else "invalid_args", "message": f"Unknown tool: {name!r}"}
-            return observation({"tool_name": name, "result": None, "error": error})
-        total = arguments["a"] + arguments["b"]
-        content = [{"type": "text", "text": str(total)}]
-        result = {"content": content, "structured_content": {"result": total}, "data": total, "is_error": False}
-        return observation({"tool_name": name, "result": result, "error": None}, reward=float(total))
+        if not isinstance(arguments, dict):
+            return invalid("arguments", "Input should be a valid dictionary")
+        if name == "add" and arguments.keys() == {"a", "b"}:
+            return called("add", arguments["a"] + arguments["b"])
+        if name == "fail":
+            return called("fail", None, "execution_error", f"Error calling tool 'fail': {arguments['why']}")
+        if name == "add":
+            return called("add", None, "invalid_args", "Missing required argument")
+        return called(name, None, "tool_not_found", f"Unknown tool: {name!r}")
 
     def state(self) -> Answer:
         """Tell nothing."""
         return {}
+
+
+def called(name: Any, data: Any, kind: str | None = None, message: str = "") -> Answer:
+    """Return the message with a tool's answer: its data, or what went wrong."""
+    if kind is not None:
+        return observation({"tool_name": name, "result": None, "error": {"error_type": kind, "message": message}})
+    content = [{"type": "text", "text": str(data), "annotations": None, "meta": None}]
+    result = {"content": content, "structured_content": {"result": data}, "meta": None, "data": data, "is_error": False}
+    return observation({"tool_name": name, "result": result, "error": None})
 
 
 Fault = Callable[[ServerConnection, Answer], Coroutine[Any, Any, bool]]

@@ -29,8 +29,8 @@ def test_an_episode_is_played(fake, opened, run):
     """The number of seed 3 is 3."""
     environments = opened()
     found = run(episode(environments.new(), "5", "1", "I think 3"))
-    assert texts(found) == [["guess 0 to 9"], ["lower"], ["higher"], ["right"]]
-    assert [(one.reward, one.done) for one in found] == [(None, False), (0.0, False), (0.0, False), (1.0, True)]
+    assert texts(found) == [["Guess 0 to 9."], ["lower"], ["higher"], ["right"]]
+    assert [(one.reward, one.done) for one in found] == [(None, False), (0.0, False), (0.0, False), (1 - 2 / 5, True)]
     assert found[-1].extra == {"observation": {"hint": "right"}, "invalid_actions": 0}
     assert all(message["role"] == "user" for one in found for message in one.messages)
     assert environments.server.open_sessions == 0 and environments.server.opened == 1 and not fake.active
@@ -41,8 +41,8 @@ def test_an_invalid_action_is_answered_and_the_episode_goes_on(opened, run):
     found = run(episode(opened().new(), "none", "17", "2.5", "3"))
     assert texts(found)[1:] == [
         ["Invalid action: there is no number in it"],
-        ["Invalid action: guess: wrong: 17"],
-        ["Invalid action: guess: wrong: 2.5"],
+        ["Invalid action: guess: Input should be less than or equal to 9"],
+        ["Invalid action: guess: Input should be a valid integer"],
         ["right"],
     ]
     assert [one.reward for one in found[1:]] == [None, None, None, 1.0]
@@ -72,7 +72,7 @@ def test_a_row_without_the_column_is_an_error(fake, opened, run):
 def test_tools_are_offered_and_called(opened, run, say):
     with FakeServer(Calculator) as server:
         environments = opened(server)
-        (tool,) = environments.tools
+        tool = environments.tools[0]
         assert tool["type"] == "function" and tool["function"]["name"] == "add"
         assert tool["function"]["parameters"]["required"] == ["a", "b"]
 
@@ -94,7 +94,7 @@ def test_tools_are_offered_and_called(opened, run, say):
         {"role": "tool", "name": "add", "content": "3", "tool_call_id": "1"},
         {"role": "tool", "name": "add", "content": "10"},
     )
-    assert both.reward == 13.0 and not both.done
+    assert both.reward is None and not both.done
     contents = [message["content"] for message in wrong.messages]
     assert contents[0] == "error: Unknown tool: 'subtract'" and contents[1].startswith("error: the arguments are no JSON")
     assert contents[2] == "error: a call needs a name, and arguments that are a JSON object"
@@ -260,3 +260,26 @@ def test_another_server_is_told(fake, opened, schema, message):
     fake.schema = schema
     with pytest.raises(RolloutError, match=message):
         opened()
+
+
+def test_rewards_of_several_calls_are_added(opened, run, say):
+    class Paying(Calculator):
+        def step(self, action):
+            answer = super().step(action)
+            if "tool_name" in answer["data"].get("observation", {}):
+                answer["data"] |= {"reward": 0.5, "done": action["arguments"]["a"] == 9}
+            return answer
+
+    def add(a):
+        return {"name": "add", "arguments": {"a": a, "b": 1}}
+
+    with FakeServer(Paying) as server:
+
+        async def play():
+            environment = opened(server).new()
+            await environment.reset({}, 1)
+            found = [await environment.step(say("", add(1), add(2))), await environment.step(say("", add(9), add(3)))]
+            await environment.close()
+            return found
+
+        assert [(one.reward, one.done) for one in run(play())] == [(1.0, False), (1.0, True)]

@@ -26,12 +26,12 @@ SCHEMA = Schema({"properties": {"done": {}, "reward": {}, "metadata": {}, "board
     ],
 )
 def test_an_observation_is_text(observation, field, text):
-    assert ObservationReader.of(SCHEMA, field)(Turn(observation)) == text
+    assert ObservationReader.of([SCHEMA], field)(Turn(observation)) == text
 
 
 def test_an_unknown_field_is_refused():
     with pytest.raises(ConfigError, match="observation_field is 'text'; the fields of an observation here are board, hint"):
-        ObservationReader.of(SCHEMA, "text")
+        ObservationReader.of([SCHEMA], "text")
 
 
 @pytest.mark.parametrize(

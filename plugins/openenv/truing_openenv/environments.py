@@ -65,7 +65,7 @@ class OpenEnvironments(Environments):
             except SessionError as error:
                 raise RolloutError(f"the OpenEnv server cannot be used: {error}") from error
             actions = ActionReader.of(description.action, settings.action_field)
-            observations = ObservationReader.of(description.observation, settings.observation_field)
+            observations = ObservationReader.of(description.observations, settings.observation_field)
             server = Server(address, capacity, settings.timeout, settings.reset_timeout, settings.session_timeout)
             stack.callback(lambda: _wait(loop, _finish(server)))
             return cls(settings, server, description, actions, observations, tools, capacity, loop, stack.pop_all())

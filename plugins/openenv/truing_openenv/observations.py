@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -21,10 +21,11 @@ class ObservationReader:
     """The field that is read; None for the only one, or all of them as JSON."""
 
     @classmethod
-    def of(cls, schema: Schema, field: str | None) -> ObservationReader:
-        """Return the reader for a schema. Raises ConfigError for a field that is not there."""
-        if field is not None and field not in schema.fields:
-            named = ", ".join(schema.fields) or "none"
+    def of(cls, schemas: Iterable[Schema], field: str | None) -> ObservationReader:
+        """Return the reader for observations of these schemas. Raises ConfigError for a field that none has."""
+        fields = {name for schema in schemas for name in schema.fields}
+        if field is not None and field not in fields:
+            named = ", ".join(sorted(fields)) or "none"
             raise ConfigError(f"rollout.observation_field is {field!r}; the fields of an observation here are {named}")
         return cls(field)
 

@@ -65,7 +65,8 @@ class Description:
     name: str
     about: str
     action: Schema
-    observation: Schema
+    observations: tuple[Schema, ...]
+    """Of a step's, and of a reset's where it is another one."""
 
 
 async def describe(address: Address, timeout: float) -> Description:
@@ -87,7 +88,8 @@ async def describe(address: Address, timeout: float) -> Description:
     if not isinstance(action, Mapping) or not isinstance(observation, Mapping):
         raise RolloutError(f"{address}/schema has no schemas `action` and `observation`; it is no OpenEnv server's")
     about, name = (str(metadata.get(key) or "") for key in ("description", "name"))
-    return Description(name or str(address), about, Schema(action), Schema(observation, BASE_FIELDS))
+    kinds = [observation, *([reset] if isinstance(reset := schema.get("reset_observation"), Mapping) else [])]
+    return Description(name or str(address), about, Schema(action), tuple(Schema(kind, BASE_FIELDS) for kind in kinds))
 
 
 async def _get(client: httpx2.AsyncClient, url: str, *, optional: bool = False) -> Mapping[str, Any]:

@@ -32,6 +32,8 @@ class Server:
     """Seconds to wait for a session where there are as many as there may be."""
     opened: int = attrs.field(default=0, init=False)
     """Sessions that have begun."""
+    refused: int = attrs.field(default=0, init=False)
+    """How often the server had no room for one."""
     _open: set[Session] = attrs.field(factory=set, init=False)
     _places: asyncio.Semaphore = attrs.field(init=False)
 
@@ -70,6 +72,7 @@ class Server:
             try:
                 return await self._try(data)
             except FullServerError as error:
+                self.refused += 1
                 if asyncio.get_running_loop().time() + pause > deadline:
                     raise SessionError(f"{error}; waited {self.session_timeout:g} s (rollout.session_timeout)") from None
             except LostSessionError:
