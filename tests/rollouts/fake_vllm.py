@@ -63,6 +63,8 @@ class FakeVllm:
         """How many of the next updates fail."""
         self.half_loaded = 0
         """How many of the next updates load half of the weights, and say nothing."""
+        self.hangs = False
+        """Whether nothing that is to be computed is answered."""
         self.calls: list[str] = []
         self.asked: list[dict[str, Any]] = []
         """Bodies of requests for completions."""
@@ -187,7 +189,7 @@ class FakeVllm:
         self.asked.append(body)
         probing = "prompt_logprobs" in params
         fault = self.faults.popleft() if self.faults and not probing else None
-        if fault == "hang":
+        if fault == "hang" or self.hangs:
             await asyncio.Event().wait()
         if fault == "die":
             asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self.http.die()))
