@@ -143,7 +143,7 @@ def test_a_run_whose_template_rewrites_history_trains_on_all_rows(tmp_path, caps
     assert "the chat template renders history otherwise before messages of user" in capsys.readouterr().out
     lines = completions(tmp_path / "run")
     assert all(line["rows"] == 2 and line["turns"] == 2 for line in lines)
-    assert all(line["loss"] > 0 or line["loss"] <= 0 for line in state.history) and state.skipped_steps == 0
+    assert state.skipped_steps == 0 and all(line["grad_norm"] > 0 for line in state.history)
 
 
 def test_log_probabilities_of_forks_are_those_of_plain_passes(tmp_path):
