@@ -92,6 +92,8 @@ def _hint(key: str, near: str | None, path: KeyPath, known: list[str]) -> str:
     for section, cls in SECTIONS.items():
         if section != dotted(path) and key in (field.name for field in settings_of(cls)):
             return f"; did you mean {section}.{key}?"
+    if path[:1] == ("rollout",) and key in (field.name for field in shared_settings(RolloutConfig)):
+        return f"; did you mean rollout.{key}?"
     if key in OTHER_TOOLS:
         return f"; did you mean {OTHER_TOOLS[key]}?"
     if not known:

@@ -10,7 +10,7 @@ import attrs
 import msgspec
 
 from truing.config.classes import DEFAULT_ROLLOUT, TrainConfig
-from truing.config.structure import Field, entry_kind, is_list, is_union, settings_of, shared_settings
+from truing.config.structure import ENTRY_SLOTS, Field, entry_kind, is_list, is_union, settings_of, shared_settings
 
 if TYPE_CHECKING:
     from truing.registry import Kind, Registry
@@ -35,6 +35,8 @@ class _Structs:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.made: dict[tuple[str, str], type[msgspec.Struct]] = {}
+        self.begun: set[str] = set()
+        """Titles of plugins whose struct is made, or being made."""
 
     def struct(
         self, title: str, settings: Sequence[Field], *first: tuple[Any, ...], module: str = __name__
@@ -78,12 +80,18 @@ class _Structs:
         choices: list[dict[str, Any]] = [{"enum": list(by_name)}] if by_name else []
         if functions:
             choices.append(_FUNCTION)
+        # a plugin that is a setting of another one has no keys of the entry beside its own
+        suffix = "" if shared or kind not in map(entry_kind, ENTRY_SLOTS) else ".within"
         for name, classes in by_name.items():
-            settings = list({field.name: field for cls in classes for field in settings_of(cls)}.values())
-            default = (name,) if kind == "rollout" and name == DEFAULT_ROLLOUT else ()
-            struct = self.struct(f"{kind}.{name}", [*settings, *shared], ("name", Literal[name], *default))
-            choices.append({"$ref": f"#/$defs/{struct.__name__}"})
+            title = f"{kind}.{name}{suffix}"
+            choices.append({"$ref": f"#/$defs/{title}"})
+            if title not in self.begun:  # a plugin may be a setting of itself
+                self.begun.add(title)
+                settings = list({field.name: field for cls in classes for field in settings_of(cls)}.values())
+                default = (name,) if kind == "rollout" and name == DEFAULT_ROLLOUT and shared else ()
+                self.struct(title, [*settings, *shared], ("name", Literal[name], *default))
         if functions:
-            struct = self.struct(f"{kind}.function", shared, ("name", Annotated[str, msgspec.Meta(extra_json_schema=_FUNCTION)]))
+            function = ("name", Annotated[str, msgspec.Meta(extra_json_schema=_FUNCTION)])
+            struct = self.struct(f"{kind}.function{suffix}", shared, function)
             choices.append({"$ref": f"#/$defs/{struct.__name__}"})
         return Annotated[Any, msgspec.Meta(extra_json_schema={"anyOf": choices or [{"not": {}}]})]

@@ -74,7 +74,7 @@ def why_merged(context: OpenContext, serve: ServeSettings) -> str | None:
         return "modules_to_save trains whole modules beside it"
     ranks = [getattr(config, "r", None), *(getattr(config, "rank_pattern", None) or {}).values()]
     if any(not isinstance(rank, int) or lora_room(rank) is None for rank in ranks):
-        return f"its rank is {ranks[0]}, and vLLM takes 1 to {LORA_RANKS[-1]}"
+        return f"its rank is {', '.join(map(str, ranks))}, and vLLM takes 1 to {LORA_RANKS[-1]}"
     return None
 
 

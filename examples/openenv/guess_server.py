@@ -1,0 +1,73 @@
+"""An OpenEnv server of number guessing: find a number from 0 to 9, told after each guess whether to go higher or lower.
+
+It runs in an environment of its own, which has openenv: `python examples/openenv/guess_server.py --port 8000`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from typing import Any
+
+import uvicorn
+from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
+from pydantic import Field
+
+HIGHEST = 9
+GUESSES = 5
+SESSIONS = 64
+
+
+class Guess(Action):
+    """A guess."""
+
+    guess: int = Field(ge=0, le=HIGHEST)
+
+
+class Hint(Observation):
+    """What is said to a guess."""
+
+    hint: str
+
+
+class GuessEnvironment(Environment[Guess, Hint, State]):
+    """Guess a number from 0 to 9. The earlier the guess is right, the more it is worth: 1.0, 0.8, ... 0.2."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self) -> None:
+        """Begin without a number; reset chooses one."""
+        super().__init__()
+        self.target = 0
+        self.guesses = 0
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **options: Any) -> Hint:
+        """Choose a number: the option `target`, or one drawn by the seed."""
+        self.target = options.get("target", random.Random(seed).randint(0, HIGHEST))
+        self.guesses = 0
+        return Hint(hint=f"Guess 0 to {HIGHEST}.")
+
+    def step(self, action: Guess, timeout_s: float | None = None, **_: Any) -> Hint:
+        """Compare a guess with the number. The episode ends when it is right, and after the last guess."""
+        self.guesses += 1
+        if action.guess == self.target:
+            return Hint(hint="right", reward=1 - (self.guesses - 1) / GUESSES, done=True)
+        hint = "higher" if action.guess < self.target else "lower"
+        return Hint(hint=hint, reward=0.0, done=self.guesses == GUESSES)
+
+    @property
+    def state(self) -> State:
+        """What only the server knows."""
+        return State(step_count=self.guesses, target=self.target)
+
+
+def main() -> None:
+    """Serve on loopback: OpenEnv asks nobody for a token."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=8000)
+    app = create_fastapi_app(GuessEnvironment, Guess, Hint, max_concurrent_envs=SESSIONS)
+    uvicorn.run(app, host="127.0.0.1", port=parser.parse_args().port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

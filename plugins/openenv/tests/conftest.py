@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+from tests.rollouts.fake_openenv import FakeServer
+
+from truing_openenv import OpenEnvRollout
+from truing_openenv.environments import OpenEnvironments
+
+QUICK = {"timeout": 2.0, "reset_timeout": 2.0, "session_timeout": 5.0, "max_sessions": 4}
+"""Deadlines that a test can wait for."""
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    """A server of number guessing."""
+    with FakeServer() as server:
+        yield server
+
+
+@pytest.fixture
+def opened(fake) -> Iterator[Callable[..., OpenEnvironments]]:
+    """Opens the environments of a server, the fake one by default."""
+    made: list[OpenEnvironments] = []
+
+    def open_(server: FakeServer = fake, num_ranks: int = 1, **settings: Any) -> OpenEnvironments:
+        made.append(OpenEnvironments.open(OpenEnvRollout(url=server.url, **{**QUICK, **settings}), num_ranks))
+        return made[-1]
+
+    yield open_
+    for one in made:
+        one.close()
+
+
+def says(text: str, *calls: Any) -> dict[str, Any]:
+    """Return what a policy wrote, as a message."""
+    return {"role": "assistant", "content": text, **({"tool_calls": list(calls)} if calls else {})}
+
+
+@pytest.fixture(scope="session")
+def say() -> Callable[..., dict[str, Any]]:
+    return says
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., Any]:
+    """Runs a coroutine; a test that takes long has failed."""
+
+    def run_(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run(asyncio.wait_for(work, 60))
+
+    return run_

@@ -1,0 +1,230 @@
+"""The environments of a server: one for each episode."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import attrs
+
+from truing.data.example import Message
+from truing.errors import DataError, RolloutError
+from truing.rollout import Environment, Environments, Observation
+from truing_openenv.actions import ActionReader
+from truing_openenv.address import Address
+from truing_openenv.backend import OpenEnvRollout
+from truing_openenv.loops import running_loop
+from truing_openenv.observations import ObservationReader, tool_answer
+from truing_openenv.protocol import InvalidActionError, SessionError, Turn
+from truing_openenv.schema import Description, Schema, describe
+from truing_openenv.server import Server, find_room, list_tools
+from truing_openenv.session import Session
+
+Result = TypeVar("Result")
+MOST_SESSIONS = 64
+"""Sessions at once, where neither the server nor the configuration says how many."""
+CANCEL_SECONDS = 10.0
+"""How long what is given up may take to end."""
+SEEDS = 2**31
+"""Seeds that reset gets are below it: NumPy's and others' take no larger ones."""
+
+
+@attrs.frozen(eq=False)
+class OpenEnvironments(Environments):
+    """What a run acts in: a server's environments, whose connections are in an event loop of their own.
+
+    That loop goes on while a policy writes, so that a server that asks whether its client is alive is answered.
+    """
+
+    settings: OpenEnvRollout
+    server: Server
+    description: Description
+    actions: ActionReader
+    observations: ObservationReader
+    tools: Sequence[Mapping[str, Any]]
+    capacity: int | None
+    _loop: asyncio.AbstractEventLoop
+    _opened: ExitStack
+    name: str = "openenv"
+
+    @classmethod
+    def open(cls, settings: OpenEnvRollout, num_ranks: int = 1) -> OpenEnvironments:
+        """Ask the server what it is. Raises RolloutError where it does not answer, and ConfigError where settings do not fit it."""
+        address = Address.of(settings.url)
+        with ExitStack() as stack:
+            loop = stack.enter_context(running_loop("truing-openenv"))
+            description = _wait(loop, describe(address, settings.reset_timeout))
+            try:
+                has_tools = offers_tools(description.action)
+                tools = _wait(loop, list_tools(address, settings.timeout)) if has_tools else ()
+                capacity = _wait(loop, _share(address, settings, num_ranks))
+            except SessionError as error:
+                raise RolloutError(f"the OpenEnv server cannot be used: {error}") from error
+            actions = ActionReader.of(description.action, settings.action_field)
+            observations = ObservationReader.of(description.observations, settings.observation_field)
+            server = Server(address, capacity, settings.timeout, settings.reset_timeout, settings.session_timeout)
+            stack.callback(lambda: _wait(loop, _finish(server)))
+            return cls(settings, server, description, actions, observations, tools, capacity, loop, stack.pop_all())
+
+    @property
+    def about(self) -> str:
+        """How the policy acts in it, in a sentence."""
+        calls = ", ".join(str(tool["function"]["name"]) for tool in self.tools)
+        acts = f"calls tools ({calls})" if calls else f"gives {self.actions.about}"
+        return f"{self.description.name} at {self.server.address}: a turn {acts}; {self.capacity} sessions at once"
+
+    def new(self) -> Environment:
+        """Return an environment for one episode."""
+        return OpenEnvironment(self)
+
+    def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Begin work in the loop of the connections."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def close(self) -> None:
+        """End all sessions and the loop; the second time nothing is left to end."""
+        self._opened.close()
+
+
+def offers_tools(action: Schema) -> bool:
+    """Return whether actions are calls of tools: those of OpenEnv's MCP environments, or of any kind."""
+    return not action.fields or {"tool_name", "arguments"} <= action.fields.keys()
+
+
+async def _share(address: Address, settings: OpenEnvRollout, num_ranks: int) -> int:
+    """Return how many sessions at once are this process's."""
+    wanted = settings.max_sessions or MOST_SESSIONS
+    room, allowed = await find_room(address, wanted, settings.reset_timeout)
+    if num_ranks > 1:  # other processes ask at the same time, so that what is free now says little
+        room = min(wanted, allowed or wanted)
+    return max(1, room // num_ranks)
+
+
+async def _finish(server: Server) -> None:
+    """Give up what is under way, and end all sessions."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+    await server.end_all()
+
+
+def _wait(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what work that is under deadlines of its own gives."""
+    return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+
+@attrs.define(eq=False)
+class OpenEnvironment(Environment):
+    """One episode: a session of the server."""
+
+    _all: OpenEnvironments
+    _session: Session | None = attrs.field(default=None, init=False)
+    _invalid: int = attrs.field(default=0, init=False)
+    """Actions that could not be taken."""
+    _last: Mapping[str, Any] = attrs.field(factory=dict, init=False)
+    """The fields of the last observation."""
+
+    async def reset(self, columns: Mapping[str, Any], seed: int) -> Observation:
+        """Open a session and begin. Raises DataError for a row without a column that reset needs, and SessionError."""
+        missing = [name for name in self._all.settings.reset_columns if name not in columns]
+        if missing:
+            raise DataError(
+                f"the row has no column {missing[0]!r}, which rollout.reset_columns names; it has {', '.join(columns) or 'none'}"
+            )
+        data = {name: columns[name] for name in self._all.settings.reset_columns}
+        if self._all.settings.seed:
+            data = {"seed": seed % SEEDS, **data}
+        turn = await self._there(self._begin(data))
+        return self._observation(turn)
+
+    async def step(self, message: Message) -> Observation:
+        """Act by what the policy wrote: its text, or the tools that it calls; a turn without a call ends an episode of tools.
+
+        Raises SessionError where the server fails.
+        """
+        return await self._there(self._call_tools(message) if self._all.tools else self._act(str(message["content"])))
+
+    async def close(self) -> None:
+        """End the session."""
+        if self._session is not None:
+            await self._there(self._all.server.end(self._session))
+
+    async def _there(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return await asyncio.wrap_future(self._all.submit(work))
+
+    async def _begin(self, data: Mapping[str, Any]) -> Turn:
+        self._session, turn = await self._all.server.begin(data)
+        return turn
+
+    async def _take(self, action: Mapping[str, Any]) -> Turn:
+        if self._session is None:
+            raise SessionError("the episode has not begun; reset comes first")
+        return await self._session.step(action, self._all.server.timeout)
+
+    async def _act(self, text: str) -> Observation:
+        try:
+            turn = await self._take(self._all.actions(text))
+        except InvalidActionError as error:
+            self._invalid += 1
+            return self._answer([{"role": "user", "content": f"Invalid action: {error}"}])
+        return self._observation(turn)
+
+    async def _call_tools(self, message: Message) -> Observation:
+        calls = message.get("tool_calls") or ()
+        messages: list[Message] = []
+        rewards: list[float] = []
+        done = not calls
+        for call in calls:
+            try:
+                name, arguments = _call(call)
+                turn = await self._take({"type": "call_tool", "tool_name": name, "arguments": arguments})
+            except InvalidActionError as error:
+                self._invalid += 1
+                messages.append(_from_tool(call, f"error: {error}"))
+                continue
+            self._last = turn.fields
+            messages.append(_from_tool(call, tool_answer(turn)))
+            rewards += [] if turn.reward is None else [float(turn.reward)]
+            done = done or turn.done
+        return self._answer(messages, reward=sum(rewards) if rewards else None, done=done)
+
+    def _observation(self, turn: Turn) -> Observation:
+        self._last = turn.fields
+        text = self._all.observations(turn)
+        reward = None if turn.reward is None else float(turn.reward)
+        return self._answer([{"role": "user", "content": text}] if text else [], reward=reward, done=turn.done)
+
+    def _answer(self, messages: Sequence[Message], reward: float | None = None, done: bool = False) -> Observation:
+        """Return an observation that also ends the episode of a policy that has given too many invalid actions."""
+        return Observation(
+            messages=tuple(messages),
+            reward=reward,
+            done=done or self._invalid >= self._all.settings.max_invalid_actions,
+            extra={"observation": self._last, "invalid_actions": self._invalid},
+        )
+
+
+def _call(call: Any) -> tuple[str, Mapping[str, Any]]:
+    """Return name and arguments of a call of a tool. Raises InvalidActionError where it has none."""
+    function = call.get("function", call)
+    name, arguments = function.get("name"), function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise InvalidActionError(f"the arguments are no JSON: {error}") from error
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise InvalidActionError("a call needs a name, and arguments that are a JSON object")
+    return name, arguments
+
+
+def _from_tool(call: Mapping[str, Any], content: str) -> Message:
+    function = call.get("function", call)
+    identity = {"tool_call_id": call["id"]} if "id" in call else {}
+    return {"role": "tool", "name": str(function.get("name")), "content": content, **identity}

@@ -1,0 +1,163 @@
+"""A server as a run uses it: sessions of it, as many at once as there may be, each begun with patience."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from truing_openenv.address import Address
+from truing_openenv.protocol import FullServerError, InvalidActionError, LostSessionError, SessionError, Turn
+from truing_openenv.session import Session
+
+RECONNECTIONS = 3
+"""How often a session that is lost before its episode begins is tried anew."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
+"""Seconds between tries, each pause twice the one before."""
+
+
+@attrs.define(eq=False)
+class Server:
+    """Opens and closes sessions, `capacity` at most, all in one event loop."""
+
+    address: Address
+    capacity: int
+    timeout: float
+    """Seconds that a step may take."""
+    reset_timeout: float
+    """Seconds that a connection, and a reset, may take."""
+    session_timeout: float
+    """Seconds to wait for a session where there are as many as there may be."""
+    opened: int = attrs.field(default=0, init=False)
+    """Sessions that have begun."""
+    refused: int = attrs.field(default=0, init=False)
+    """How often the server had no room for one."""
+    _open: set[Session] = attrs.field(factory=set, init=False)
+    _places: asyncio.Semaphore = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._places = asyncio.Semaphore(self.capacity)
+
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions there are now."""
+        return len(self._open)
+
+    async def begin(self, data: Mapping[str, Any]) -> tuple[Session, Turn]:
+        """Return a session in which an episode has begun, and the first observation. Raises SessionError."""
+        started = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self.session_timeout):
+                await self._places.acquire()
+        except TimeoutError:
+            raise SessionError(
+                f"none of {self.capacity} sessions at {self.address} was free within {self.session_timeout:g} s; episodes take "
+                "longer than rollout.session_timeout, or max_sessions is too small"
+            ) from None
+        try:
+            session, turn = await self._patiently(data, started + self.session_timeout)
+        except BaseException:
+            self._places.release()
+            raise
+        self._open.add(session)
+        self.opened += 1
+        return session, turn
+
+    async def _patiently(self, data: Mapping[str, Any], deadline: float) -> tuple[Session, Turn]:
+        """Connect and reset; again where the server has no room yet, until the deadline, and where a connection was lost."""
+        lost, pause = 0, FIRST_PAUSE
+        while True:
+            try:
+                return await self._try(data)
+            except FullServerError as error:
+                self.refused += 1
+                if asyncio.get_running_loop().time() + pause > deadline:
+                    raise SessionError(f"{error}; waited {self.session_timeout:g} s (rollout.session_timeout)") from None
+            except LostSessionError:
+                lost += 1
+                if lost > RECONNECTIONS:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _try(self, data: Mapping[str, Any]) -> tuple[Session, Turn]:
+        session = await Session.open(self.address, self.reset_timeout)
+        try:
+            return session, await session.reset(data, self.reset_timeout)
+        except BaseException:
+            await session.close()
+            raise
+
+    async def end(self, session: Session) -> None:
+        """Close a session that has begun; another may take its place."""
+        if session in self._open:
+            self._open.remove(session)
+            try:
+                await session.close()
+            finally:
+                self._places.release()
+
+    async def end_all(self) -> None:
+        """Close all sessions."""
+        await asyncio.gather(*map(self.end, tuple(self._open)))
+
+
+async def find_room(address: Address, wanted: int, timeout: float) -> tuple[int, int | None]:
+    """Return how many sessions, up to `wanted`, a server has room for now, and how many it allows, where it says so.
+
+    It is asked by opening them, more and more at once, for a server tells its limit only when it refuses. Raises SessionError.
+    """
+    sessions: list[Session] = []
+    try:
+        while len(sessions) < wanted:
+            more = min(len(sessions) or 1, wanted - len(sessions))
+            results = await asyncio.gather(*(_checked(address, timeout) for _ in range(more)), return_exceptions=True)
+            sessions += [result for result in results if isinstance(result, Session)]
+            failures = [result for result in results if isinstance(result, BaseException)]
+            for failure in failures:
+                if not isinstance(failure, FullServerError):
+                    raise failure
+            if failures:
+                return len(sessions), next((one.max_sessions for one in failures if isinstance(one, FullServerError)), None)
+    finally:
+        await asyncio.gather(*(session.close() for session in sessions))
+    return len(sessions), None
+
+
+async def list_tools(address: Address, timeout: float) -> Sequence[Mapping[str, Any]]:
+    """Return the tools of an MCP environment as chat templates read them. Raises SessionError."""
+    session = await Session.open(address, timeout)
+    try:
+        turn = await session.step({"type": "list_tools"}, timeout)
+    except InvalidActionError as error:
+        raise SessionError(f"{address} does not list its tools: {error}") from error
+    finally:
+        await session.close()
+    found = turn.observation.get("tools")
+    tools = [tool for tool in found if isinstance(tool, Mapping)] if isinstance(found, list) else []
+    if not tools or not all(isinstance(tool.get("name"), str) and isinstance(tool.get("input_schema"), Mapping) for tool in tools):
+        raise SessionError(f"{address} lists {str(found)[:80]} as its tools, and each must have a name and an input_schema")
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool["name"],
+                "description": str(tool.get("description") or ""),
+                "parameters": tool["input_schema"],
+            },
+        }
+        for tool in tools
+    ]
+
+
+async def _checked(address: Address, timeout: float) -> Session:
+    """Return a session that the server has room for."""
+    session = await Session.open(address, timeout)
+    try:
+        await session.check(timeout)
+    except BaseException:
+        await session.close()
+        raise
+    return session
