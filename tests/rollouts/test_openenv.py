@@ -117,9 +117,7 @@ def test_a_task_of_the_row(start):
 def test_an_error_of_the_environment_ends_the_episode(start):
     environments = opened(start(Guessing)[0], reset_columns=("target",))
     try:
-        with pytest.raises(
-            SessionError, match=r"answered with EXECUTION_ERROR: .* not supported between instances of 'int' and 'str'"
-        ):
+        with pytest.raises(SessionError, match=r"answered with EXECUTION_ERROR: .* not supported between instances"):
             play(environments, "8", columns={"target": "x"})
         assert environments.server.open_sessions == 0
         assert said(play(environments, "1", columns={"target": 1}))[-1] == "right"
