@@ -1,4 +1,4 @@
-"""Core's own formats and default reward, registered through the hooks that every plugin uses."""
+"""Core's own formats and default rewards, registered through the hooks that every plugin uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def register_dataset_strategy() -> list[type[DatasetStrategy]]:
 
 @hookimpl
 def register_reward() -> list[type[Reward]]:
-    """Register `default`, which is what an online method without rewards gets."""
-    from truing.rewards import DefaultReward
+    """Register `environment` and `default`, which are what an online method without rewards gets, in an environment and else."""
+    from truing.rewards import DefaultReward, EnvironmentReward
 
-    return [DefaultReward]
+    return [DefaultReward, EnvironmentReward]

@@ -56,7 +56,7 @@ def test_cores_own_contributions_come_through_the_same_hooks():
     registry = Registry.from_modules({})
     assert info(registry, "core").problem is None
     assert set(registry.names("dataset_strategy")) == {"preference", "text", "passthrough", "unpaired", "ranked"}
-    assert registry.names("reward") == ("default",)
+    assert registry.names("reward") == ("default", "environment")
     assert registry.names("loss") == registry.names("rollout") == registry.names("dialect") == ()
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from tests.core import misbehaviour
 from tests.core.reward_calls import COMPLETIONS, column, entry, run_context, workers_of
+from truing import threads
 from truing.config import RewardEntry
 from truing.errors import ConfigError, DataError, TruingError
-from truing.rewards import DefaultReward, FunctionReward, as_reward, local, reward_registry
+from truing.rewards import DefaultReward, FunctionReward, as_reward, reward_registry
 from truing.rewards.runner import RewardRunner
 from truing.rewards.sources import source_of
 
@@ -169,7 +170,7 @@ def test_what_cannot_be_loaded_stops_the_start(context, tmp_path):
 
 
 def test_functions_of_this_process_fail_as_those_of_others_do(context, monkeypatch):
-    monkeypatch.setattr(local, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(threads, "ANSWER_SECONDS", 0.2)
     names = ("raises", "exits", "nothing", "hangs", "mutates", "async_raises", "async_text", "async_hangs", "async_exits", "blocks")
     entries = [
         RewardEntry(reward=as_reward(getattr(misbehaviour, name), name=name), timeout=0.5 if name in ("hangs", "blocks") else 60.0)

@@ -16,6 +16,7 @@ from truing.rewards import (
     SIGNATURES,
     CallableReward,
     DefaultReward,
+    EnvironmentReward,
     FunctionReward,
     RewardRegistry,
     as_reward,
@@ -256,3 +257,26 @@ def test_a_function_that_is_run_anew_takes_its_own_place(tmp_path):
         assert reward_registry.get("anew").function is latest
     finally:
         reward_registry._rewards.pop("anew", None)
+
+
+def rewarded(*rewards):
+    made = fake_completions(["a"] * len(rewards))
+    return [attrs.evolve(one, rewards=of_one) for one, of_one in zip(made, rewards, strict=True)]
+
+
+def test_the_environment_rewards():
+    assert score(EnvironmentReward(), rewarded({"game": 0.5}, {}, {"game": -1.0})) == [0.5, None, -1.0]
+    assert score(EnvironmentReward(key="b"), rewarded({"a": 0.5, "b": 2.0}, {})) == [2.0, None]
+    check_reward(EnvironmentReward)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (None, r"gives several rewards \(a, b\); set `key` of the reward `environment` to one"),
+        ("c", r"key 'c' of the reward `environment` is none of the environment's \(a, b\)"),
+    ],
+)
+def test_which_of_an_environments_rewards_is_meant_must_be_clear(key, message):
+    with pytest.raises(PluginError, match=message):
+        EnvironmentReward(key=key)(rewarded({"a": 0.5, "b": 2.0}))

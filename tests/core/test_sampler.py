@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event
 
 import attrs
 import pytest
 
-from truing import Completion, PluginError
+from truing import Completion, Fork, PluginError, RolloutError, RolloutRequest, VersionSpan
 from truing.data.tree import PromptTree
 from truing.rewards.runner import Scored
 from truing.rollout import Sampling
-from truing.rollout.sampler import Sampler, weighted_sum
+from truing.rollout.grown import tree_of
+from truing.rollout.sampler import STALE_TRIES, Group, Sampler, weighted_sum
 
 
 class Prompts(list):
@@ -48,6 +51,22 @@ class Backend:
                 yield completion(request, index, self.change(request, index))
 
 
+class Server(Backend):
+    """Answers when it is told to, on a thread of its own."""
+
+    def __init__(self, change=lambda request, index: {}, at_once=True):
+        super().__init__(change)
+        self.begun = {}
+        self.thread = ThreadPoolExecutor(1)
+        self.go = Event()
+        if at_once:
+            self.go.set()
+
+    def submit(self, request):
+        self.begun[request.id] = self.thread.submit(lambda: self.go.wait(5) and tuple(self.generate([request])))
+        return self.begun[request.id]
+
+
 class Rewards:
     """Scores a completion by its token; fails where `fails` says so."""
 
@@ -67,10 +86,15 @@ def sampler(backend=None, rewards=None, **fields):
     return Sampler(**made, tokenizer=tokenizer, sampling=Sampling(max_completion_length=3), **fields)
 
 
+def sample(sampler, samples, count, lot="lot", **options):
+    return sampler.sample(sampler.ask(PROMPTS, samples, count, lot), **options)
+
+
 def test_groups_come_in_the_order_of_the_prompts_with_what_rewards_need():
     rewards = Rewards()
-    groups, anew = sampler(rewards=rewards).sample(PROMPTS, [2, 0], 3, "lot")
-    assert [group.sample_id for group in groups] == [2, 0] and anew == 0
+    lot = sample(sampler(rewards=rewards), [2, 0], 3)
+    groups = lot.groups
+    assert [group.sample_id for group in groups] == [2, 0] and lot.resampled == lot.stale == 0
     assert [one.index for group in groups for one in group.completions] == [0, 1, 2, 0, 1, 2]
     assert {(one.prompt, one.columns["answer"]) for one in rewards.seen} == {("prompt 0", 0), ("prompt 2", 2)}
     assert all(one.text == f"text {list(one.token_ids)}" for one in rewards.seen)
@@ -81,7 +105,7 @@ def test_groups_come_in_the_order_of_the_prompts_with_what_rewards_need():
 
 def test_seeds_depend_on_run_lot_prompt_and_sample_and_on_nothing_else():
     def drawn(seed, samples, lot):
-        groups, _ = attrs.evolve(sampler(), seed=seed).sample(PROMPTS, samples, 20, lot)
+        groups = sample(attrs.evolve(sampler(), seed=seed), samples, 20, lot).groups
         return {group.sample_id: [one.token_ids for one in group.completions] for group in groups}
 
     both = drawn(1, [0, 1], "a")
@@ -90,17 +114,16 @@ def test_seeds_depend_on_run_lot_prompt_and_sample_and_on_nothing_else():
 
 
 def test_what_failed_is_lost_and_counted():
-    groups, _ = sampler(
-        Backend(lambda request, index: {"finish_reason": "error"} if index == 0 else {}), Rewards(fails=lambda one: one.index == 1)
-    ).sample(PROMPTS, [0], 4, "lot")
-    assert ([one.index for one in groups[0].completions], groups[0].lost) == ([2, 3], 2)
+    backend = Backend(lambda request, index: {"finish_reason": "error"} if index == 0 else {})
+    group = sample(sampler(backend, Rewards(fails=lambda one: one.index == 1)), [0], 4).groups[0]
+    assert ([one.index for one in group.completions], group.lost) == ([2, 3], 2)
 
 
 def test_equal_rewards_are_sampled_anew_until_the_tries_are_used_up():
     backend = Backend()
     flat = Rewards(score=lambda one: 1.0)
-    groups, anew = sampler(backend, flat).sample(PROMPTS, [0, 1], 3, "lot", resamplings=2)
-    assert (anew, len(backend.asked), len(groups)) == (4, 3, 2)
+    lot = sample(sampler(backend, flat), [0, 1], 3, resamplings=2)
+    assert (lot.resampled, len(backend.asked), len(lot.groups)) == (4, 3, 2)
     assert len({tuple(asked) for asked in backend.asked}) == 3, "each attempt has seeds of its own"
 
 
@@ -119,9 +142,10 @@ def test_equal_rewards_are_sampled_anew_until_the_tries_are_used_up():
         (lambda request, index: {"loss_mask": (False,)}, "gives a completion of which no token is counted"),
     ],
 )
-def test_a_backend_that_does_not_answer_as_it_is_asked_is_named(change, message):
+@pytest.mark.parametrize("backend", [Backend, Server])
+def test_a_backend_that_does_not_answer_as_it_is_asked_is_named(backend, change, message):
     with pytest.raises(PluginError, match=f"rollout 'fake' .*{message}"):
-        sampler(Backend(change)).sample(PROMPTS, [0], 2, "lot")
+        sample(sampler(backend(change)), [0], 2)
 
 
 def test_rewards_that_do_not_apply_add_nothing():
@@ -135,4 +159,78 @@ def test_a_backend_that_leaves_some_out_is_named():
             return list(super().generate(requests))[1:]
 
     with pytest.raises(PluginError, match="rollout 'fake' gave 1 of 2 completions for a prompt"):
-        sampler(Lazy()).sample(PROMPTS, [0], 2, "lot")
+        sample(sampler(Lazy()), [0], 2)
+
+
+def test_a_server_is_asked_at_once_and_its_answers_are_scored_while_nobody_waits():
+    backend, rewards = Server(at_once=False), Rewards()
+    asking = sampler(backend, rewards)
+    asked = asking.ask(PROMPTS, [2, 0], 3, "lot")
+    assert list(backend.begun) == ["lot.0.2", "lot.0.0"] and not rewards.seen
+    backend.go.set()
+    wait(backend.begun.values(), timeout=5)
+    assert len(rewards.seen) == 6
+    alone = sample(sampler(), [2, 0], 3)
+    assert [group.rewards for group in asking.sample(asked).groups] == [group.rewards for group in alone.groups]
+
+
+def test_what_a_server_raises_reaches_the_one_who_waits():
+    class Gone(Server):
+        def generate(self, requests):
+            raise RolloutError("the server is gone")
+
+    with pytest.raises(RolloutError, match="the server is gone"):
+        sample(sampler(Gone()), [0], 2)
+
+
+def test_giving_up_cancels_what_is_not_begun():
+    backend = Server(at_once=False)
+    asked = sampler(backend).ask(PROMPTS, [0, 1, 2], 1, "lot")
+    asked.cancel()
+    backend.go.set()
+    assert [future.cancelled() for future in backend.begun.values()] == [False, True, True]
+
+
+@pytest.mark.parametrize("stale_tries", [1, STALE_TRIES])
+def test_completions_of_weights_that_are_too_old_are_dropped_and_drawn_again(stale_tries):
+    backend = Server()
+
+    def version(request, index):
+        old = request.id.endswith(".1") and int(request.id.split(".")[1]) < stale_tries and index == 1
+        return {"versions": (VersionSpan(version=4 if old else 5, start=0, end=1),)}
+
+    backend.change = version
+    lot = sample(sampler(backend), [0, 1], 3, oldest=5)
+    assert lot.stale == 3 * stale_tries and lot.resampled == 0
+    assert [group.sample_id for group in lot.groups] == [0, 1] and all(group.oldest == 5 for group in lot.groups)
+
+
+def test_a_backend_that_takes_no_new_weights_is_named():
+    backend = Backend(lambda request, index: {"versions": (VersionSpan(version=3, start=0, end=1),)})
+    with pytest.raises(RolloutError, match="still samples from weights of version 3, and none before 5"):
+        sample(sampler(backend), [0], 2, oldest=5)
+
+
+def test_an_episode_may_begin_with_more_than_its_prompt():
+    backend = Backend(lambda request, index: {"prompt_ids": (*request.prompt_ids, 9, index)})
+    backend.extends_prompts = True
+    group = sample(sampler(backend), [1], 2).groups[0]
+    tree = tree_of(PROMPTS[1], group)
+    assert tree.prompt_ids == (1, 7, 9)
+    first, second = group.completions
+    assert [branch.token_ids for branch in tree.branches] == [(0, *first.token_ids), (1, *second.token_ids)]
+    assert [branch.loss_mask for branch in tree.branches] == [(False, True)] * 2
+
+
+def test_a_fork_is_a_branch_before_that_of_its_completion():
+    fork = Fork(prompt_ids=(1, 7), token_ids=(5, 6, 8), loss_mask=(True, True, False), token_logps=(-1.0, -2.0, 0.0))
+    whole = attrs.evolve(completion(RolloutRequest(id="r", prompt_ids=(1, 7, 5, 6), seeds=(3,)), 0, {}), forks=(fork,))
+    tree = tree_of(PROMPTS[1], Group(sample_id=1, completions=(whole,), rewards=((2.0,),), lost=0))
+    assert tree.prompt_ids == (1, 7)
+    assert [(branch.token_ids, branch.loss_mask) for branch in tree.branches] == [
+        ((5, 6, 8), (True, True, False)),
+        ((5, 6, 3), (False, False, True)),
+    ]
+    assert [branch.sampled.fork for branch in tree.branches] == [True, False]
+    assert tree.branches[0].sampled.columns["behavior_token_logps"].tolist() == [-1.0, -2.0]
+    assert all(branch.sampled.rewards == (2.0,) for branch in tree.branches)

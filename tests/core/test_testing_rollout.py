@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from concurrent.futures import Future
 
 import attrs
 import pytest
 
+from tests.core.engines import Letters
 from truing.rollout import RolloutRequest, Sampling, VersionSpan
 from truing.testing import FakeRollout, check_rollout, fake_context
 from truing.testing.fakes import LiveFakeRollout
@@ -51,6 +53,7 @@ def test_good_backends_pass(tmp_path):
     check_rollout(backend())
     check_rollout(backend(evolve(versions=lambda one: (), token_logps=lambda one: None)))
     check_rollout(backend(evolve(loss_mask=lambda one: (True,) * len(one.token_ids))))
+    check_rollout(Letters())
 
 
 def test_the_fake_draws_by_seed_and_prompt(tmp_path):
@@ -137,6 +140,34 @@ def test_new_weights_that_are_not_marked():
             pass
 
     breaks(backend(live=Stale), r"still marks tokens with version 0 after update_weights\(7, ...\)")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda live, request: tuple(live.generate([request])), "submit must return a concurrent.futures.Future, got tuple"),
+        (
+            lambda live, request: done(reversed(tuple(live.generate([request])))),
+            r"in the order of its seeds, got the indexes \[1, 0\]",
+        ),
+        (
+            lambda live, request: done(live.generate([attrs.evolve(request, seeds=tuple(seed + 1 for seed in request.seeds))])),
+            "other tokens by submit than by generate",
+        ),
+    ],
+)
+def test_requests_that_are_submitted(answer, message):
+    class LiveSubmits(LiveBad):
+        def submit(self, request):
+            return answer(self, request)
+
+    breaks(backend(live=LiveSubmits), message)
+
+
+def done(completions):
+    future = Future()
+    future.set_result(tuple(completions))
+    return future
 
 
 def test_closing_twice_and_closing_after_a_failure():

@@ -17,12 +17,12 @@ import truing.train.step
 from tests.core.good_losses import Grpo, OnlinePairs
 from tests.end_to_end.helpers import save_tiny_model, write_rows
 from tests.end_to_end.test_resume import history
-from truing import Advantages, ConfigError, PluginError, Term, TruingError
+from truing import Advantages, ConfigError, PluginError, RolloutError, Term, TruingError
 from truing.config import RewardEntry, RolloutConfig
 from truing.loss import Layout, Needs
 from truing.rollout.functions import FunctionRollout
 from truing.testing import tiny_model, tiny_tokenizer
-from truing.testing.fakes import FakeRollout
+from truing.testing.fakes import FakeRollout, LiveFakeRollout
 from truing.train.replay import replay
 from truing_transformers import TransformersRollout
 
@@ -253,6 +253,32 @@ def test_what_a_failing_reward_costs(tmp_path):
     with pytest.raises(TruingError, match="picky"):
         entry = RewardEntry(reward=truing.rewards.as_reward(picky), on_error="fail")
         align(tmp_path / "fail", rewards=[entry], max_steps=1, batch_size=8)
+
+
+@attrs.frozen(kw_only=True)
+class Unsure(FakeRollout):
+    """Fails on the first completion of each prompt."""
+
+    name: ClassVar[str] = "unsure"
+
+    def open(self, context):
+        class Live(LiveFakeRollout):
+            def generate(self, requests):
+                for completion in super().generate(requests):
+                    failed = {"finish_reason": "error", "extra": {"error": "out of letters"}}
+                    yield attrs.evolve(completion, **(failed if completion.index == 0 else {}))
+
+        return Live(context.tokenizer)
+
+
+def test_what_a_failing_backend_costs(tmp_path):
+    state = align(tmp_path / "run", rollout={"backend": Unsure()}, max_steps=2)
+    assert state.history[0]["completions/error_rate"] == 0.25 and state.history[0]["completions/lost"] == 2
+    assert len(completions(tmp_path / "run")) == 2 * 2 * 3
+    with pytest.raises(
+        RolloutError, match="failed on 2 of 8 completions, more than .* 0.2 allows; the first failure: out of letters"
+    ):
+        align(tmp_path / "strict", rollout={"backend": Unsure(), "max_error_rate": 0.2}, max_steps=2)
 
 
 @pytest.mark.parametrize(

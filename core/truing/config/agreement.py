@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truing.config.classes import DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from truing.config.classes import DataConfig, ModelConfig, RolloutConfig, TrainConfig, TrainerConfig
 from truing.config.faults import KeyPath, show
 from truing.data.files import file_type
+from truing.errors import ConfigError
+from truing.functions import find_function
 from truing.loss import Layout, Needs, all_needs
 from truing.rewards import DEFAULT_WARNING, DefaultReward
+from truing.rollout.opening import misfits
 
 if TYPE_CHECKING:
     from truing.registry import Registry
@@ -26,6 +29,8 @@ def disagreements(sections: Mapping[str, Any], registry: Registry) -> Iterator[t
         yield from _lengths(sections["trainer"])
     if "model" in sections:
         yield from _quantization(sections["model"])
+    if sections.get("rollout") is not None:
+        yield from ((("rollout", key), message) for key, message in misfits(sections["rollout"]))
     if "method" in sections:
         yield from _offline(sections, registry)
         yield from _unpair(sections, registry)
@@ -124,6 +129,22 @@ def _reference(method: Any, model: ModelConfig) -> Iterator[tuple[KeyPath, str]]
         yield ("model", "reference", "mixup_alpha"), message
 
 
+def not_found(rollout: RolloutConfig, base_dir: Path) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the keys of `rollout` that name a class or functions of a file which are not there, and why."""
+    for key, names in (("environment", filter(None, [rollout.environment])), ("tools", rollout.tools)):
+        for name in names:
+            try:
+                find_function(name, base_dir)
+            except ConfigError as error:
+                yield ("rollout", key), f"cannot be used: {error}"
+
+
 def warnings_of(config: TrainConfig) -> list[str]:
     """Return what a valid configuration says that its author may not have meant, one sentence each."""
-    return [DEFAULT_WARNING] if any(isinstance(entry.reward, DefaultReward) for entry in config.rewards) else []
+    warnings = [DEFAULT_WARNING] if any(isinstance(entry.reward, DefaultReward) for entry in config.rewards) else []
+    if config.rollout is not None and config.rollout.max_staleness and Needs.BEHAVIOR_LOGPS not in all_needs(config.method):
+        warnings.append(
+            f"rollout.max_staleness is {config.rollout.max_staleness}, and {config.method.name} with these settings takes what "
+            "older weights sampled for its own; correct for it: in grpo, method.importance_sampling_correction: token_truncate does"
+        )
+    return warnings

@@ -144,8 +144,14 @@ class RolloutConfig:
         None, help="What the policy acts in: file.Class with reset and step; null for none but the backend's own."
     )
     tools: tuple[str, ...] = setting((), help="Functions file.function that the policy may call; their docstrings describe them.")
+    environment_timeout: float = setting(
+        60.0, gt=0, help="Seconds that a tool, or the environment, may take to answer; a late one ends the episode, or is told so."
+    )
     max_turns: int = setting(8, gt=0, help="Most turns that the policy writes in one episode.")
     max_turn_length: int | None = setting(None, gt=0, help="Most tokens of one turn; null is what is left of the completion.")
+    max_error_rate: float = setting(
+        0.5, ge=0, le=1, help="The run ends when the backend failed on a larger share of a rollout batch's completions."
+    )
     num_eval_generations: int | None = setting(None, gt=0, help="Completions of each prompt of eval_data; null: num_generations.")
     pass_reward: float = setting(1.0, help="A completion whose weighted rewards sum to this or more passes (eval_pass@k).")
     table_steps: int | None = setting(None, gt=0, help="Steps between tables of samples in the terminal; null: ten in a run.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import cattrs
 
-from truing.config.agreement import disagreements
+from truing.config.agreement import disagreements, not_found
 from truing.config.classes import DEFAULT_ROLLOUT, RewardEntry, RolloutConfig, TrainConfig
 from truing.config.failures import faults_of
 from truing.config.faults import Fault, Place, dotted, raise_faults
@@ -22,6 +22,7 @@ from truing.config.structure import settings_of
 from truing.errors import ConfigError, PluginError
 from truing.loss import Layout
 from truing.redact import HIDDEN, remember
+from truing.rollout.opening import acts_in_environment
 
 if TYPE_CHECKING:
     from truing.registry import Registry
@@ -67,7 +68,8 @@ def _build(document: Document, registry: Registry, base_dir: Path) -> TrainConfi
     except cattrs.ClassValidationError as error:
         faults += faults_of(error, document)
         sections = _valid_sections(document.values, converter)
-    for path, message in disagreements(sections, registry):
+    rollout = sections.get("rollout")
+    for path, message in (*disagreements(sections, registry), *(not_found(rollout, base_dir) if rollout is not None else ())):
         faults.append(Fault(document.place(path), f"{dotted(path)} {message}"))
     raise_faults(faults)
     remember(config)
@@ -77,11 +79,13 @@ def _build(document: Document, registry: Registry, base_dir: Path) -> TrainConfi
 
 
 def _with_online_defaults(config: TrainConfig, registry: Registry) -> TrainConfig:
-    """Return the configuration with a rollout and a reward, where it names none."""
+    """Return the configuration with a rollout and a reward, where it names none: where it acts in one, that of the environment."""
     if config.rollout is None:
         config = attrs.evolve(config, rollout=RolloutConfig(backend=registry.get("rollout", DEFAULT_ROLLOUT)()))
+    assert config.rollout is not None
     if not config.rewards:
-        config = attrs.evolve(config, rewards=(RewardEntry(reward=registry.get("reward", "default")()),))
+        reward = "environment" if acts_in_environment(config.rollout) else "default"
+        config = attrs.evolve(config, rewards=(RewardEntry(reward=registry.get("reward", reward)()),))
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from functools import cached_property
@@ -79,7 +80,7 @@ class Encoder:
         """Return a tree for each Example, or the RowError that says why it has none. Raises ModelError as `render` does."""
         rendered = [self._try_render(example) for example in examples]
         good = [item for item in rendered if isinstance(item, Rendered)]
-        ids = iter(self._tokenize([text for item in good for text in (item.prompt, *item.wholes)]))
+        ids = iter(self.tokenize([text for item in good for text in (item.prompt, *item.wholes)]))
         return [
             item if isinstance(item, RowError) else self._assemble(item, [next(ids) for _ in range(1 + len(item.wholes))])
             for item in rendered
@@ -134,15 +135,15 @@ class Encoder:
         return rendered
 
     def _render_chat(self, example: Example) -> tuple[str, tuple[str, ...]]:
-        prompt = self._apply_template(example.prompt, example.tools, add_generation_prompt=True)
-        wholes = [self._apply_template([*example.prompt, *response], example.tools) for response in example.responses]
-        return prompt, tuple(_cut_after_turn(whole, self.turn_end) for whole in wholes)
+        prompt = self.apply_template(example.prompt, example.tools, add_generation_prompt=True)
+        wholes = [self.apply_template([*example.prompt, *response], example.tools) for response in example.responses]
+        return prompt, tuple(cut_after_turn(whole, self.turn_end) for whole in wholes)
 
     def _render_text(self, example: Example) -> tuple[str, tuple[str, ...]]:
         assert isinstance(example.prompt, str), "messages are rendered by the template"
         wholes = tuple(example.prompt + str(response) for response in example.responses)
         ends = self._is_end(example.turn_end)
-        return example.prompt, tuple(_cut_after_turn(whole, example.turn_end) for whole in wholes) if ends else wholes
+        return example.prompt, tuple(cut_after_turn(whole, example.turn_end) for whole in wholes) if ends else wholes
 
     def _is_end(self, turn_end: str) -> bool:
         """Return whether a format's own end of a turn is a special token, but for white space behind it."""
@@ -158,8 +159,8 @@ class Encoder:
             if message.get("role") != "assistant":
                 continue
             try:
-                before = self._apply_template(messages[:index], tools, add_generation_prompt=True)
-                through = _cut_after_turn(self._apply_template(messages[: index + 1], tools), self.turn_end)
+                before = self.apply_template(messages[:index], tools, add_generation_prompt=True)
+                through = cut_after_turn(self.apply_template(messages[: index + 1], tools), self.turn_end)
             except RowError as error:
                 raise RowError(f"which tokens of message {index} are the assistant's cannot be told: {error}; {_ADVICE}") from error
             if not (through.startswith(before) and prompt.startswith(through)):
@@ -170,7 +171,8 @@ class Encoder:
             turns.append((len(before), len(through)))
         return tuple(turns)
 
-    def _apply_template(self, messages: Text, tools: Sequence[Any] | None, *, add_generation_prompt: bool = False) -> str:
+    def apply_template(self, messages: Text, tools: Sequence[Any] | None, *, add_generation_prompt: bool = False) -> str:
+        """Return messages as the chat template writes them. Raises ModelError where there is none, RowError where it refuses."""
         import jinja2
 
         if self.tokenizer.chat_template is None:
@@ -202,21 +204,35 @@ class Encoder:
         return str(self.tokenizer.decode(list(tree.prompt_ids[before:])))
 
     @cached_property
+    def question(self) -> tuple[Message, ...]:
+        """The beginning of a conversation that the chat template takes, an answer to it included; empty where it takes none."""
+        asked: Message = {"role": "user", "content": "q"}
+        for before in ((asked,), ({"role": "system", "content": "s"}, asked)):  # some templates insist on a system turn
+            with contextlib.suppress(RowError):
+                self.apply_template([*before, {"role": "assistant", "content": "a"}], None)
+                return before
+        return ()
+
+    @cached_property
     def turn_end(self) -> str:
         """What the chat template writes after an assistant's content: the end that renderings of two contents share."""
-        question: Message = {"role": "user", "content": "q"}
-        for before in ([question], [{"role": "system", "content": "s"}, question]):  # some templates insist on a system turn
-            try:
-                a, b = (self._apply_template([*before, {"role": "assistant", "content": content}], None) for content in "ab")
-            except RowError:
-                continue
-            return _common_suffix(a, b)
-        return ""  # a template that takes no such conversation: nothing is cut
+        if not self.question:
+            return ""  # nothing is cut
+        a, b = (self.apply_template([*self.question, {"role": "assistant", "content": content}], None) for content in "ab")
+        return _common_suffix(a, b)
+
+    @cached_property
+    def turn_end_ids(self) -> TokenIds:
+        """The tokens that end an assistant's turn: the template's, where that ends turns with a special one, or the end token."""
+        if self._turn_ends_specially:
+            return self.tokenize([self.turn_end.rstrip()])[0]
+        eos = self.tokenizer.eos_token_id
+        return () if eos is None else (int(eos),)
 
     @cached_property
     def before_text(self) -> TokenIds:
         """The special tokens that the tokenizer puts before a text, such as the beginning token."""
-        bare = self._tokenize(["a"])[0]
+        bare = self.tokenize(["a"])[0]
         whole = self.tokenizer("a", verbose=False)["input_ids"]
         starts = (i for i in range(len(whole)) if tuple(whole[i : i + len(bare)]) == bare)
         return tuple(whole[: next(starts, 0)])
@@ -227,7 +243,7 @@ class Encoder:
 
     @cached_property
     def _turn_ends_specially(self) -> bool:
-        return self.has_end(self._tokenize([self.turn_end.rstrip()])[0])
+        return self.has_end(self.tokenize([self.turn_end.rstrip()])[0])
 
     @cached_property
     def _special_tokens(self) -> frozenset[str]:
@@ -238,7 +254,8 @@ class Encoder:
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.tokenizer.added_tokens_decoder) | frozenset(self.tokenizer.all_special_ids)
 
-    def _tokenize(self, texts: list[str]) -> list[TokenIds]:
+    def tokenize(self, texts: list[str]) -> list[TokenIds]:
+        """Return the tokens of each text, without what the tokenizer puts around one."""
         if not texts:
             return []
         ids = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -248,7 +265,7 @@ class Encoder:
         example = rendered.example
         prompt, *wholes = (self._with_special(of_text, rendered) for of_text in ids)
         ended = [self._with_eos(whole, rendered) for whole in wholes]
-        split = min((_common_length(prompt, whole) for whole in wholes), default=len(prompt))
+        split = min((common_length(prompt, whole) for whole in wholes), default=len(prompt))
         start = prompt[:split] or (self._first_token(),)
         mask = (False, *self._prompt_mask(rendered, len(prompt))[1:split])
         roles = branch_roles(self.layout, len(wholes))
@@ -303,7 +320,8 @@ class Encoder:
         return int(eos if bos is None else bos)
 
 
-def _cut_after_turn(whole: str, turn_end: str) -> str:
+def cut_after_turn(whole: str, turn_end: str) -> str:
+    """Return a rendered conversation without the white space behind the end of its last turn."""
     trailing = turn_end[len(turn_end.rstrip()) :]
     return whole[: len(whole) - len(trailing)] if whole.endswith(turn_end) else whole
 
@@ -318,7 +336,8 @@ def _check_unicode(text: str) -> None:
         ) from error
 
 
-def _common_length(a: TokenIds, b: TokenIds) -> int:
+def common_length(a: TokenIds, b: TokenIds) -> int:
+    """Return how many tokens both begin with."""
     if b[: len(a)] == a:
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

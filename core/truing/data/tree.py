@@ -25,6 +25,8 @@ class Sampled:
     """One for each reward; NaN where it does not apply."""
     truncated: bool = False
     """Whether it was cut off at the most tokens that a completion may have."""
+    fork: bool = False
+    """Whether it is an earlier row of an episode, whose rewards and advantage are those of the next branch that is none."""
     advantage: float | None = None
     """Where the method gives one for the whole completion, and not one for each token, which is the column `advantages`."""
 

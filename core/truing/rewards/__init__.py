@@ -3,7 +3,7 @@
 What calls them in a run, `truing.rewards.runner`, is imported by the driver alone.
 """
 
-from truing.rewards.contract import DEFAULT_WARNING, DefaultReward, OpenedReward, Reward, Scores
+from truing.rewards.contract import DEFAULT_WARNING, DefaultReward, EnvironmentReward, OpenedReward, Reward, Scores
 from truing.rewards.functions import SIGNATURES, CallableReward, FunctionReward
 from truing.rewards.registry import RewardRegistry, as_reward, reward_registry
 from truing.rewards.scoring import LARGEST_SCORE, score
@@ -14,6 +14,7 @@ __all__ = [
     "SIGNATURES",
     "CallableReward",
     "DefaultReward",
+    "EnvironmentReward",
     "FunctionReward",
     "OpenedReward",
     "Reward",

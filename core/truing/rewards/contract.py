@@ -1,14 +1,16 @@
-"""What a reward is: the protocols, and core's own `default`."""
+"""What a reward is: the protocols, and core's own `default` and `environment`."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import attrs
 
+from truing.errors import PluginError
 from truing.rollout.completion import Completion
+from truing.settings import setting
 
 if TYPE_CHECKING:
     from truing.context import OpenContext
@@ -49,6 +51,28 @@ class OpenedReward(Protocol):
 def prepare(reward: object) -> None:
     """Call a reward's `prepare`, where it has one."""
     getattr(reward, "prepare", lambda: None)()
+
+
+@attrs.frozen(kw_only=True)
+class EnvironmentReward:
+    """What the environment rewarded an episode with; it does not apply to one that was not rewarded."""
+
+    name: ClassVar[str] = "environment"
+    key: str | None = setting(None, help="Which of the environment's rewards; null where it gives one alone.")
+
+    def __call__(self, completions: Sequence[Completion]) -> Scores:
+        """Return each episode's reward. Raises PluginError where it is not clear which, or `key` is none of them."""
+        return [self._score(completion.rewards) for completion in completions]
+
+    def _score(self, rewards: Mapping[str, float]) -> float | None:
+        if not rewards:
+            return None
+        names = ", ".join(sorted(rewards))
+        if self.key is None and len(rewards) > 1:
+            raise PluginError(f"the environment gives several rewards ({names}); set `key` of the reward `environment` to one")
+        if self.key is not None and self.key not in rewards:
+            raise PluginError(f"key {self.key!r} of the reward `environment` is none of the environment's ({names})")
+        return rewards[next(iter(rewards)) if self.key is None else self.key]
 
 
 @attrs.frozen(kw_only=True)

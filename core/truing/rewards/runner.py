@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,13 @@ import attrs
 
 from truing.context import OpenContext
 from truing.errors import TruingError
-from truing.rewards.contract import DefaultReward, prepare
+from truing.rewards.contract import DefaultReward, EnvironmentReward, prepare
 from truing.rewards.local import LocalReward
 from truing.rewards.pool import CallError, Log, Pool
 from truing.rewards.scoring import Outcome
 from truing.rewards.sources import Source, source_of
 from truing.rollout.completion import Completion
+from truing.threads import CLOSE_SECONDS, running_loop
 
 if TYPE_CHECKING:
     from truing.config.classes import RewardEntry
@@ -36,7 +36,6 @@ SINGLE_FAILURES = 3
 LEAST_SHARE = 1.0
 """Seconds that a completion gets alone at least, if the whole deadline is as long."""
 LOG = "rewards.log"
-CLOSE_SECONDS = 10.0
 
 Caller = Callable[[Sequence[Completion], float], Awaitable[Outcome]]
 
@@ -111,7 +110,7 @@ class RewardRunner:
     def __enter__(self) -> RewardRunner:
         """Open what is to be opened, and start a first process. Raises ConfigError for a reward that cannot be loaded."""
         with ExitStack() as stack:
-            self._loop = stack.enter_context(_running_loop())
+            self._loop = stack.enter_context(running_loop("truing-rewards"))
             sources = [_source(entry.reward) for entry in self.entries]
             pool = self._pool([source for source in sources if source is not None])
             stack.callback(self._end, pool)
@@ -254,8 +253,8 @@ class RewardRunner:
 
 
 def _source(reward: Any) -> Source | None:
-    """Return where a reward that a worker can run is; core's `default` is not worth a process."""
-    return None if isinstance(reward, DefaultReward) or hasattr(reward, "open") else source_of(reward)
+    """Return where a reward that a worker can run is; core's own are not worth a process."""
+    return None if isinstance(reward, (DefaultReward, EnvironmentReward)) or hasattr(reward, "open") else source_of(reward)
 
 
 def _cpus() -> int:
@@ -267,18 +266,3 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names, the second of a kind with -2 behind it, and so on."""
     counts = [names[:place].count(name) for place, name in enumerate(names)]
     return tuple(f"{name}-{count + 1}" if count else name for name, count in zip(names, counts, strict=True))
-
-
-@contextmanager
-def _running_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Yield an event loop that runs in a thread of its own, which lives as long as the processes that it starts."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="truing-rewards", daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(CLOSE_SECONDS)
-        if not thread.is_alive():
-            loop.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard
 
 import attrs
 
@@ -65,7 +65,8 @@ class Fork:
     token_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     token_logps: tuple[float, ...] | None = None
-    """As a completion's."""
+    versions: tuple[VersionSpan, ...] = ()
+    """All as a completion's."""
 
 
 @attrs.frozen(kw_only=True)
@@ -108,7 +109,11 @@ class WeightSource(Protocol):
 
 
 class LiveRollout(Protocol):
-    """An opened rollout backend. One that has `about`, a sentence on how it samples, has it said at the start of the run."""
+    """An opened rollout backend.
+
+    One that has `about`, a sentence on how it samples, has it said at the start of the run. One with `extends_prompts = True` may
+    give completions whose `prompt_ids` are not the request's, for an environment's first words stand before the policy's.
+    """
 
     def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
         """Yield `n` completions for every request, as they finish, in any order; a failed one has finish_reason "error"."""
@@ -129,6 +134,11 @@ class ConcurrentRollout(LiveRollout, Protocol):
         May be called from any thread, also while weights change: tokens sampled before and after are in spans of their versions.
         Cancelling the future stops the work on it. It raises RolloutError where the backend cannot go on.
         """
+
+
+def is_concurrent(live: LiveRollout) -> TypeGuard[ConcurrentRollout]:
+    """Return whether a backend takes requests while it works on others."""
+    return hasattr(live, "submit")
 
 
 class Rollout(Protocol):

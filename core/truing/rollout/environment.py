@@ -25,7 +25,10 @@ class Observation:
 
 
 class Environment(Protocol):
-    """One episode. What its methods raise ends the episode, which is left out of training and counted, not scored 0."""
+    """One episode. What its methods raise ends the episode, which is left out of training and counted, not scored 0.
+
+    ConfigError and RolloutError alone end the run: for what the user must mend, and where no episode can go on.
+    """
 
     async def reset(self, columns: Mapping[str, Any], seed: int) -> Observation:
         """Begin, with the row's extra columns; the same columns and seed begin alike. Called once, first."""

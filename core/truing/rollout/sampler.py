@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol
 
 import attrs
 
 from truing.data.example import Text
 from truing.data.tree import PromptTree
-from truing.errors import PluginError
+from truing.errors import PluginError, RolloutError
 from truing.rewards.runner import Pending, RewardRunner
-from truing.rollout.completion import Completion, LiveRollout, RolloutRequest, Sampling
+from truing.rollout.completion import Completion, LiveRollout, RolloutRequest, Sampling, is_concurrent
 
 NAN = float("nan")
+STALE_TRIES = 3
+"""Times that completions of weights that are too old are drawn again, before the backend counts as one that takes no new ones."""
 
 
 class Prompts(Protocol):
@@ -36,6 +41,13 @@ class Group:
     """One row for each completion, one column for each reward; NaN where that does not apply."""
     lost: int
     """Completions without a score: the backend failed on them, or a reward did whose failures are left out."""
+    failures: tuple[str, ...] = ()
+    """What the backend said of those that it failed on."""
+
+    @property
+    def oldest(self) -> int | None:
+        """The oldest version of the weights that sampled a token; None where the backend does not say."""
+        return min((span.version for completion in self.completions for span in completion.versions), default=None)
 
     def totals(self, weights: Sequence[float]) -> list[float]:
         """Return the weighted sum of each completion's rewards; those that do not apply add nothing."""
@@ -46,6 +58,63 @@ def weighted_sum(rewards: Sequence[float], weights: Sequence[float]) -> float:
     """Return the weighted sum of rewards, without those that do not apply (NaN); NaN where none does."""
     applying = [weight * reward for weight, reward in zip(weights, rewards, strict=True) if reward == reward]
     return sum(applying) if applying else NAN
+
+
+@attrs.define(eq=False)
+class Lot:
+    """Groups, and what it took to get them."""
+
+    groups: list[Group] = attrs.field(factory=list)
+    resampled: int = 0
+    """Groups drawn again because their rewards were all equal."""
+    stale: int = 0
+    """Completions dropped because weights that are too old wrote some of them."""
+
+
+Scored = tuple[list[Completion], tuple[str, ...], Pending]
+"""Of a prompt: the completions, what was said of those that failed, and the scores that are being computed of the others."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Asked:
+    """Prompts of which completions are asked for."""
+
+    prompts: Prompts
+    count: int
+    lot: str
+    requests: Mapping[int, RolloutRequest]
+    """By sample of the prompts."""
+    begun: dict[int, Begun] = attrs.field(factory=dict, init=False)
+    """The same, where the backend is concurrent."""
+
+    def cancel(self) -> None:
+        """Give up what is not done."""
+        for begun in self.begun.values():
+            begun.cancel()
+
+
+class Begun:
+    """Completions that a concurrent backend works on; they are scored as soon as they are there, whoever waits."""
+
+    def __init__(self, sampled: Future[tuple[Completion, ...]], score: Callable[[Sequence[Completion]], Scored]) -> None:
+        self._sampled = sampled
+        self._scored: Future[Scored] = Future()
+        self._score = score
+        sampled.add_done_callback(self._finish)
+
+    def _finish(self, sampled: Future[tuple[Completion, ...]]) -> None:
+        try:
+            self._scored.set_result(self._score(sampled.result()))
+        except (Exception, CancelledError) as error:  # the caller's, in another thread
+            self._scored.set_exception(error)
+
+    def result(self) -> Scored:
+        """Wait for the completions. Raises what the backend raised, and what is wrong with its answer."""
+        return self._scored.result()
+
+    def cancel(self) -> None:
+        """Give up."""
+        self._sampled.cancel()
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -62,38 +131,53 @@ class Sampler:
     sampling: Sampling
     seed: int
 
-    def sample(
-        self, prompts: Prompts, samples: Sequence[int], count: int, lot: str, *, resamplings: int = 0
-    ) -> tuple[list[Group], int]:
-        """Return `count` completions for each of these prompts, in their order, and how many groups were sampled anew.
+    def ask(self, prompts: Prompts, samples: Sequence[int], count: int, lot: str, attempt: int = 0) -> Asked:
+        """Ask for `count` completions of each of these prompts; a concurrent backend begins with them, and this does not wait.
 
-        Seeds are a function of the run's seed, `lot`, the prompt and the sample, so that a run that resumes draws the same. A
-        group whose rewards are all equal teaches nothing and, with `resamplings`, is drawn again until they differ or the tries
-        are used up. Raises PluginError for a backend that does not answer as it is asked.
+        Seeds are a function of the run's seed, `lot`, the attempt, the prompt and the sample, so that a run that resumes draws the
+        same.
         """
-        groups = self._attempt(prompts, samples, count, f"{lot}.0")
-        anew = 0
-        for attempt in range(1, resamplings + 1):
-            flat = [sample for sample in samples if self._is_flat(groups[sample])]
-            if not flat:
+        requests = {sample: self._request(f"{lot}.{attempt}.{sample}", prompts, sample, count) for sample in samples}
+        asked = Asked(prompts=prompts, count=count, lot=lot, requests=requests)
+        if is_concurrent(self.live):
+            for sample, request in requests.items():
+                asked.begun[sample] = Begun(self.live.submit(request), functools.partial(self._answered, asked, sample))
+        return asked
+
+    def sample(self, asked: Asked, *, resamplings: int = 0, oldest: int = 0) -> Lot:
+        """Return the groups of what was asked for, in its order, when all are sampled and scored.
+
+        A group whose rewards are all equal teaches nothing and, with `resamplings`, is drawn again until they differ or the tries
+        are used up. One with a token of weights before the version `oldest` is dropped and drawn again. Raises PluginError for a
+        backend that does not answer as it is asked, RolloutError for one that goes on sampling from older weights, and what the
+        backend and the rewards raise.
+        """
+        groups, lot = self._groups(asked), Lot()
+        for attempt in itertools.count(1):
+            stale = [sample for sample, group in groups.items() if group.oldest is not None and group.oldest < oldest]
+            flat = [sample for sample, group in groups.items() if sample not in stale and self._is_flat(group)]
+            if stale and attempt > resamplings + STALE_TRIES:
+                raise RolloutError(
+                    f"rollout {self.backend!r} still samples from weights of version {groups[stale[0]].oldest}, and none before "
+                    f"{oldest} may be trained on: it does not take the weights that it is sent"
+                )
+            again = [*stale, *(flat if attempt <= resamplings else [])]
+            if not again:
                 break
-            anew += len(flat)
-            groups.update(self._attempt(prompts, flat, count, f"{lot}.{attempt}"))
-        return [groups[sample] for sample in samples], anew
+            lot.stale += sum(len(groups[sample].completions) for sample in stale)
+            lot.resampled += len(again) - len(stale)
+            groups |= self._groups(self.ask(asked.prompts, again, asked.count, asked.lot, attempt))
+        lot.groups = [groups[sample] for sample in asked.requests]
+        return lot
+
+    def _groups(self, asked: Asked) -> dict[int, Group]:
+        answered = ((sample, begun.result()) for sample, begun in asked.begun.items())
+        scored = dict(answered if asked.begun else self._generated(asked))
+        return {sample: _group(sample, asked.count, *scored[sample]) for sample in asked.requests}
 
     def _is_flat(self, group: Group) -> bool:
         totals = group.totals(self.weights)
         return len({total if total == total else None for total in totals}) <= 1
-
-    def _attempt(self, prompts: Prompts, samples: Sequence[int], count: int, lot: str) -> dict[int, Group]:
-        requests = {f"{lot}.{sample}": self._request(f"{lot}.{sample}", prompts, sample, count) for sample in samples}
-        by_id = dict(zip(requests, samples, strict=True))
-        pending: dict[int, tuple[list[Completion], Pending]] = {}
-        for request, answers in self._answers(requests):
-            sample = by_id[request.id]
-            scored = [self._with_row(answer, prompts, sample, request) for answer in answers if answer.finish_reason != "error"]
-            pending[sample] = scored, self.rewards.submit(scored)
-        return {sample: self._group(sample, count, *pending[sample]) for sample in samples}
 
     def _request(self, id_: str, prompts: Prompts, sample: int, count: int) -> RolloutRequest:
         tree = prompts[sample]
@@ -106,57 +190,79 @@ class Sampler:
             columns=tree.columns,
         )
 
-    def _answers(self, requests: Mapping[str, RolloutRequest]) -> Iterable[tuple[RolloutRequest, list[Completion]]]:
-        """Yield each request with its completions in the order of their seeds, as soon as all are there."""
-        found: dict[str, dict[int, Completion]] = {id_: {} for id_ in requests}
-        for completion in self.live.generate(list(requests.values())):
-            request = self._checked(completion, requests, found)
-            of_request = found[request.id]
-            of_request[completion.index] = completion
-            if len(of_request) == request.n:
-                yield request, [of_request[index] for index in range(request.n)]
-        for id_, request in requests.items():
-            if len(found[id_]) < request.n:
-                raise PluginError(
-                    f"rollout {self.backend!r} gave {len(found[id_])} of {request.n} completions for a prompt; mend the backend, "
-                    'or let it yield a Completion with finish_reason "error" for what it cannot complete'
-                )
+    def _generated(self, asked: Asked) -> Iterator[tuple[int, Scored]]:
+        """Yield each prompt's completions, and the scores that are begun with as soon as all of them are there."""
+        by_id = {request.id: sample for sample, request in asked.requests.items()}
+        found: dict[int, list[Completion]] = {sample: [] for sample in asked.requests}
+        for completion in self.live.generate(list(asked.requests.values())):
+            sample = by_id.get(completion.request_id)
+            if sample is None:
+                raise self._fault(f"answers {_place(completion)}, which was not asked")
+            self._check(completion, asked.requests[sample], found[sample])
+            found[sample].append(completion)
+            if len(found[sample]) == asked.count:
+                yield sample, self._scored(asked, sample, found[sample])
+        for completions in found.values():
+            self._require_all(completions, asked.count)
 
-    def _checked(
-        self, completion: Completion, requests: Mapping[str, RolloutRequest], found: Mapping[str, Mapping[int, Completion]]
-    ) -> RolloutRequest:
-        """Return what was asked. Raises PluginError for an answer to nothing, a second one, or one whose parts do not fit."""
-        request = requests.get(completion.request_id)
+    def _answered(self, asked: Asked, sample: int, answers: Sequence[Completion]) -> Scored:
+        for place, completion in enumerate(answers):
+            self._check(completion, asked.requests[sample], answers[:place])
+        self._require_all(answers, asked.count)
+        return self._scored(asked, sample, answers)
+
+    def _scored(self, asked: Asked, sample: int, answers: Sequence[Completion]) -> Scored:
+        in_order = sorted(answers, key=lambda completion: completion.index)
+        failures = tuple(str(one.extra.get("error", "no reason given")) for one in in_order if one.finish_reason == "error")
+        request = asked.requests[sample]
+        whole = [self._with_row(one, asked.prompts, sample, request) for one in in_order if one.finish_reason != "error"]
+        return whole, failures, self.rewards.submit(whole)
+
+    def _check(self, completion: Completion, request: RolloutRequest, before: Sequence[Completion]) -> None:
+        """Raise PluginError for an answer to nothing, a second one, or one whose parts do not fit."""
         problem = None
-        asked = f"{completion.request_id!r}[{completion.index}]"
-        if request is None or not 0 <= completion.index < request.n:
-            raise self._fault(f"answers {asked}, which was not asked")
-        if completion.index in found[request.id]:
-            problem = f"answers {asked} twice"
-        elif completion.prompt_ids != request.prompt_ids:
+        if completion.request_id != request.id or not 0 <= completion.index < request.n:
+            problem = f"answers {_place(completion)}, which was not asked"
+        elif any(completion.index == other.index for other in before):
+            problem = f"answers {_place(completion)} twice"
+        elif completion.finish_reason == "error":
+            return
+        elif completion.prompt_ids != request.prompt_ids and not getattr(self.live, "extends_prompts", False):
             problem = "gives other prompt tokens than it was asked to complete"
-        elif completion.finish_reason != "error":
+        else:
             problem = _misfit(completion, self.sampling.max_completion_length)
         if problem is not None:
             raise self._fault(problem)
-        return request
 
     def _fault(self, problem: str) -> PluginError:
         return PluginError(f"rollout {self.backend!r} {problem}; truing.testing.check_rollout finds such faults")
+
+    def _require_all(self, completions: Sequence[Completion], count: int) -> None:
+        if len(completions) < count:
+            raise PluginError(
+                f"rollout {self.backend!r} gave {len(completions)} of {count} completions for a prompt; mend the backend, "
+                'or let it yield a Completion with finish_reason "error" for what it cannot complete'
+            )
 
     def _with_row(self, completion: Completion, prompts: Prompts, sample: int, request: RolloutRequest) -> Completion:
         text = completion.text or str(self.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
         return attrs.evolve(completion, prompt=prompts.prompt(sample), text=text, columns={**request.columns, **completion.columns})
 
-    def _group(self, sample: int, count: int, completions: Sequence[Completion], pending: Pending) -> Group:
-        scored = pending.result()
-        kept = [index for index, failed in enumerate(scored.failed) if not failed]
-        return Group(
-            sample_id=sample,
-            completions=tuple(completions[index] for index in kept),
-            rewards=tuple(tuple(NAN if value is None else value for value in scored.values[index]) for index in kept),
-            lost=count - len(kept),
-        )
+
+def _group(sample: int, count: int, completions: Sequence[Completion], failures: tuple[str, ...], pending: Pending) -> Group:
+    scored = pending.result()
+    kept = [index for index, failed in enumerate(scored.failed) if not failed]
+    return Group(
+        sample_id=sample,
+        completions=tuple(completions[index] for index in kept),
+        rewards=tuple(tuple(NAN if value is None else value for value in scored.values[index]) for index in kept),
+        lost=count - len(kept),
+        failures=failures,
+    )
+
+
+def _place(completion: Completion) -> str:
+    return f"{completion.request_id!r}[{completion.index}]"
 
 
 def _misfit(completion: Completion, limit: int) -> str | None:

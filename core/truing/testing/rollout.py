@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, get_args
 
 from truing.context import OpenContext
-from truing.rollout import Completion, LiveRollout, Rollout, RolloutRequest, Sampling
-from truing.rollout.completion import FinishReason
+from truing.rollout import Completion, ConcurrentRollout, LiveRollout, Rollout, RolloutRequest, Sampling
+from truing.rollout.completion import FinishReason, is_concurrent
 from truing.testing.fakes import FakeWeights, fake_context
 from truing.testing.settings import as_settings
 
 LIMIT = 6
 VERSION = 7
+SUBMITTED_SECONDS = 300.0
+"""How long a request may take that was submitted."""
 Tokens = dict[tuple[str, int], tuple[int, ...]]
 
 
@@ -56,11 +59,28 @@ def _check_generation(title: str, live: LiveRollout, context: OpenContext, *, de
         assert alone == tokens, (
             f"{title} gives other tokens when a request comes alone; give every sample a generator of its own seed"
         )
+    if is_concurrent(live):
+        _check_submitted(title, live, requests, _tokens(completions) if deterministic else None)
     live.update_weights(VERSION, FakeWeights(context.models["policy"]))
     stale = [span for answer in _answers(title, live, requests) for span in answer.versions if span.version != VERSION]
     assert not stale, (
         f"{title} still marks tokens with version {stale[0].version if stale else ''} after update_weights({VERSION}, ...)"
     )
+
+
+def _check_submitted(title: str, live: ConcurrentRollout, requests: Sequence[RolloutRequest], tokens: Tokens | None) -> None:
+    """Check that `submit` answers as `generate` does, with all requests under way at once."""
+    answers: list[Completion] = []
+    for request, future in [(request, live.submit(request)) for request in requests]:
+        assert isinstance(future, Future), f"{title}: submit must return a concurrent.futures.Future, got {type(future).__name__}"
+        of_request = list(future.result(timeout=SUBMITTED_SECONDS))
+        indexes = [completion.index for completion in of_request]
+        assert indexes == list(range(request.n)), (
+            f"{title}: submit must give a request's completions in the order of its seeds, got the indexes {indexes}"
+        )
+        answers += of_request
+    _check_answers(title, answers, requests)
+    assert tokens is None or _tokens(answers) == tokens, f"{title} gives other tokens by submit than by generate"
 
 
 def _requests(context: OpenContext) -> list[RolloutRequest]:
@@ -83,6 +103,11 @@ def _tokens(completions: Sequence[Completion]) -> Tokens:
 
 def _answers(title: str, live: LiveRollout, requests: Sequence[RolloutRequest]) -> list[Completion]:
     completions = list(live.generate(requests))
+    _check_answers(title, completions, requests)
+    return completions
+
+
+def _check_answers(title: str, completions: Sequence[Completion], requests: Sequence[RolloutRequest]) -> None:
     by_id = {request.id: request for request in requests}
     for completion in completions:
         assert isinstance(completion, Completion), f"{title} must yield truing.Completion, got {type(completion).__name__}"
@@ -93,7 +118,6 @@ def _answers(title: str, live: LiveRollout, requests: Sequence[RolloutRequest]) 
         assert given == list(range(request.n)), (
             f"{title} must answer a request of {request.n} seeds once for each, with indexes 0 to {request.n - 1}, got {given}"
         )
-    return completions
 
 
 def _check_completion(where: str, completion: Completion, request: RolloutRequest) -> None:

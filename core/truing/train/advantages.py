@@ -13,7 +13,7 @@ from torch import Tensor
 from truing.data.batch import TreeBatch
 from truing.data.dataset import branch_roles
 from truing.data.tree import PromptTree
-from truing.errors import PluginError, TruingError, first_line
+from truing.errors import ConfigError, PluginError, TruingError, first_line
 from truing.loss import Advantages, Layout, LossInputs, Needs, all_needs
 from truing.model.policy import PolicyOutput
 from truing.reduce import StepCounts, reduce_term
@@ -45,12 +45,14 @@ def measure(run: Run, trees: Sequence[PromptTree], *, updates: int) -> list[Prom
     if not (wanted or own):
         return list(trees)
     found: dict[int, list[dict[str, Tensor]]] = {}
+    run.wrapped.eval()  # dropout would tell of another policy than the one that sampled
     for micro_batch in cut(run, trees):
         batch = run.lay_out(micro_batch.trees)
         columns = _columns(run, batch, wanted, own)
         run.reporter.alive(run.state.step)
         if micro_batch.counts:
             found.update(_by_branch(batch, columns))
+    run.wrapped.train()
     everywhere = {key: value for share in gather_object([found]) for key, value in share.items()}
     return [_with_columns(tree, everywhere[tree.sample_id]) for tree in trees]
 
@@ -112,7 +114,8 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
     Raises PluginError for an error of the method's own, and for pairs that it gives or not against its `trained_layout`.
     """
     loss: Any = run.loss
-    inputs = rollout_inputs(run, trees)
+    whole = [_without_forks(tree) for tree in trees]
+    inputs = rollout_inputs(run, whole)
     try:
         advantages: Advantages = loss.advantages(inputs)
     except TruingError:
@@ -125,7 +128,7 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
     _check_advantages(loss, inputs, advantages)
     if advantages.state is not None:
         run.state.loss_state = _moved(advantages.state, run.accelerator.device)
-    counts = StepCounts.of([trees], Layout.ROLLOUT)
+    counts = StepCounts.of([whole], Layout.ROLLOUT)
     metrics = {name: float(reduce_term(term, counts)) for name, term in advantages.metrics.items() if counts.has(term.per)}
     paired = run.trained_layout is Layout.PAIRED
     if paired is not (advantages.pairs is not None):
@@ -133,7 +136,9 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
             f"method {loss.name!r} has trained_layout {run.trained_layout.name}, and its `advantages` gives "
             f"{'pairs' if advantages.pairs is not None else 'no pairs'}; pairs are for PAIRED, and only for it"
         )
-    learned = _pairs(trees, advantages) if paired else _with_advantages(run, trees, inputs, advantages, updates)
+    if any(len(one.branches) < len(tree.branches) for one, tree in zip(whole, trees, strict=True)):
+        _check_forks(loss, inputs, advantages)
+    learned = _pairs(whole, advantages) if paired else _with_advantages(run, trees, inputs, advantages, updates)
     return Learned(trees=learned, by_completion=_by_completion(inputs, advantages), metrics=metrics)
 
 
@@ -150,6 +155,22 @@ def _check_advantages(loss: Any, inputs: LossInputs, advantages: Advantages) -> 
             )
     if advantages.pairs is not None and advantages.keep is not None:
         raise PluginError(f"method {loss.name!r}: its `advantages` gives both pairs and keep; pair only what is to be kept")
+
+
+def _without_forks(tree: PromptTree) -> PromptTree:
+    """Return the tree with one branch for each completion, whose reward and advantage those before it share."""
+    branches = tuple(branch for branch in tree.branches if not (branch.sampled is not None and branch.sampled.fork))
+    return tree if len(branches) == len(tree.branches) else attrs.evolve(tree, branches=branches)
+
+
+def _check_forks(loss: Any, inputs: LossInputs, advantages: Advantages) -> None:
+    """Raise ConfigError where earlier rows of an episode have nothing to learn from."""
+    if advantages.pairs is not None or advantages.columns or advantages.values.shape != inputs.lengths.shape:
+        raise ConfigError(
+            f"the chat template renders what the policy wrote anew, so that an episode is several rows, and method {loss.name!r} "
+            "has no advantage that they could share: use a method with one for each completion, such as grpo, or a "
+            "model.chat_template that leaves earlier turns as they were"
+        )
 
 
 def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:
@@ -194,14 +215,14 @@ def _with_advantages(
     found, index = [], 0
     for tree in trees:
         branches = []
-        for branch in tree.branches:
+        for branch in tree.branches:  # those that are forks stand before the completion that they are of
             assert branch.sampled is not None
             if kept[index]:
                 columns = _read_by_loss(run, branch.sampled.columns, updates)
                 columns |= {name: part[index] for name, part in split.items()}
                 advantage = None if per_token else float(numbers[index])
                 branches.append(attrs.evolve(branch, sampled=attrs.evolve(branch.sampled, columns=columns, advantage=advantage)))
-            index += 1
+            index += not branch.sampled.fork
         if branches:
             found.append(attrs.evolve(tree, branches=tuple(branches)))
     return found

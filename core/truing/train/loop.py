@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from truing.config import TrainConfig, dump_config
+from truing.errors import RolloutError
 from truing.model.attention import use_own_attention
 from truing.model.critic import CRITIC_FOLDER
 from truing.model.loading import disable_checkpointing
@@ -64,8 +65,18 @@ def train(
 
 
 def _steps(run: Run, signal: InterruptSignal) -> None:
+    saver, begun = Saver(run), run.state.step
+    try:
+        _steps_to_the_end(run, signal, saver)
+    except RolloutError as error:
+        if run.state.step == begun:
+            raise
+        raise RolloutError(f"{error}. Saved as {saver.save(wait=True)}; go on with --resume when the backend is back") from error
+
+
+def _steps_to_the_end(run: Run, signal: InterruptSignal, saver: Saver) -> None:
     trainer, state = run.trainer, run.state
-    meter, saver = Meter(), Saver(run)
+    meter = Meter()
     run.wrapped.train()
     run.reporter.begin(state.step, run.total_steps)
     while state.step < run.total_steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,8 +11,9 @@ from typing import Any
 import attrs
 
 from truing.data.dataset import TreeDataset
+from truing.rollout.completion import Completion
 from truing.rollout.plan import RolloutPlan
-from truing.rollout.sampler import Group, weighted_sum
+from truing.rollout.sampler import Group, Lot, weighted_sum
 from truing.train.run import Run
 
 TABLES = 10
@@ -52,6 +54,7 @@ class RolloutLog:
             "completions/max_length": float(max(lengths, default=0)),
             "completions/mean_terminated_length": _mean(ended),
             "completions/clipped_ratio": 1 - len(ended) / max(1, len(lengths)),
+            "completions/mean_turns": _mean([one.extra["turns"] for one in completions if "turns" in one.extra]),
             "completions/lost": float(sum(group.lost for group in groups)),
         }
         return {name: value for name, value in found.items() if not math.isnan(value)}
@@ -61,6 +64,27 @@ class RolloutLog:
             given = [row[index] for group in groups for row in group.rewards if not math.isnan(row[index])]
             yield f"rewards/{name}/mean", _mean(given)
             yield f"rewards/{name}/std", _spread(given)
+
+    def staleness(self, lot: Lot) -> dict[str, float]:
+        """Return how many versions the tokens' weights were behind the policy's, and how many completions were dropped for it."""
+        rollout = self.run.config.rollout
+        if rollout is None or not (rollout.max_staleness or lot.stale):
+            return {}
+        spans = [span for group in lot.groups for completion in group.completions for span in completion.versions]
+        behind = [(self.run.state.step - span.version) / self.plan.updates for span in spans]
+        sizes = [span.end - span.start for span in spans]
+        tokens = max(1, sum(sizes))
+        return {
+            "staleness/mean": sum(age * size for age, size in zip(behind, sizes, strict=True)) / tokens,
+            "staleness/max": max(behind, default=0.0),
+            "completions/dropped_stale": float(lot.stale),
+        }
+
+    def _versions(self, completion: Completion) -> dict[str, Any]:
+        """Return the version of the first token's weights and, where it changed on the way, all spans of tokens with theirs."""
+        spans = [(span.version, span.start, span.end) for span in completion.versions]
+        first = spans[0][0] if spans else self.run.state.step
+        return {"version": first} if len(spans) < 2 else {"version": first, "versions": spans}
 
     def write(self, groups: Sequence[Group], advantages: Sequence[float | None]) -> None:
         """Append every completion to completions.jsonl, on the first rank, and show some where it is time to."""
@@ -92,16 +116,29 @@ class RolloutLog:
             for completion, rewards in zip(group.completions, group.rewards, strict=True):
                 yield {
                     "step": self.run.state.step + 1,
-                    "version": self.run.state.step,
+                    **self._versions(completion),
                     "sample": group.sample_id,
                     "prompt": self.prompts.prompt(group.sample_id),
                     "completion": completion.text,
                     "tokens": len(completion.token_ids),
                     "finish_reason": completion.finish_reason,
+                    **_episode(completion),
                     "rewards": {name: _number(value) for name, value in zip(self.names, rewards, strict=True)},
                     "reward": _number(weighted_sum(rewards, self.weights)),
                     "advantage": _number(next(remaining)),
                 }
+
+
+def _episode(completion: Completion) -> dict[str, Any]:
+    """Return what a line tells of an episode beside its text, which is what the policy wrote: all messages among others."""
+    if "turns" not in completion.extra:
+        return {}
+    return {
+        "turns": completion.extra["turns"],
+        "messages": json.loads(json.dumps(completion.extra["messages"], default=str)),  # an environment may say anything
+        "written_tokens": sum(completion.loss_mask or ()),
+        "rows": 1 + len(completion.forks),
+    }
 
 
 def _row(line: dict[str, Any]) -> tuple[str, ...]:

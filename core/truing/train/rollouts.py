@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,14 +15,18 @@ from torch import Tensor
 from truing.context import OpenContext
 from truing.data.dataset import TreeDataset
 from truing.data.stored import stored_trees, tree_numbers, tree_tensors
-from truing.data.tree import Branch, PromptTree, Sampled, Trees
-from truing.errors import TruingError, first_line
+from truing.data.tree import PromptTree, Trees
+from truing.errors import ConfigError, RolloutError, TruingError
 from truing.model.weight_source import PolicyWeights
 from truing.rewards.runner import RewardRunner
+from truing.rollout.completion import is_concurrent
+from truing.rollout.grown import tree_of
+from truing.rollout.opening import open_rollout
 from truing.rollout.plan import RolloutPlan
-from truing.rollout.sampler import Group, Sampler
+from truing.rollout.sampler import Asked, Group, Lot, Sampler
 from truing.train.advantages import learn_from, measure
 from truing.train.order import DataOrder
+from truing.train.ranks import together
 from truing.train.rollout_log import RolloutLog
 from truing.train.run import Run
 
@@ -42,6 +46,10 @@ class RolloutSource:
     _metrics: dict[str, float] = attrs.field(factory=dict, init=False)
     _left: int = attrs.field(default=0, init=False)
     """Steps still to be taken on the trees at hand."""
+    _ahead: dict[int, Asked] = attrs.field(factory=dict, init=False)
+    """What is asked for already, by the step that begins with it."""
+    _version: int | None = attrs.field(default=None, init=False)
+    """Of the weights that the backend has."""
     _sampler: Sampler | None = attrs.field(default=None, init=False)
     _log: RolloutLog | None = attrs.field(default=None, init=False)
     _opened: ExitStack = attrs.field(factory=ExitStack, init=False)
@@ -60,8 +68,14 @@ class RolloutSource:
             num_ranks=run.accelerator.num_processes,
             config_dir=config.base_dir,
         )
-        live = config.rollout.backend.open(context)
+        live = open_rollout(config.rollout, context)
         self._opened.callback(live.close)
+        staleness, backend = config.rollout.max_staleness, config.rollout.backend.name
+        if staleness and not is_concurrent(live):
+            raise ConfigError(
+                f"rollout.max_staleness is {staleness}, and {backend} cannot sample while the policy trains; set it to 0, or "
+                "sample with a server, such as vllm"
+            )
         if about := getattr(live, "about", ""):
             run.reporter.say(f"rollout: {about}")
         rewards = self._opened.enter_context(
@@ -77,6 +91,12 @@ class RolloutSource:
             sampling=self.plan.sampling,
             seed=run.trainer.seed,
         )
+        self._opened.callback(self._give_up)
+
+    def _give_up(self) -> None:
+        for asked in self._ahead.values():
+            asked.cancel()
+        self._ahead.clear()
 
     def close(self) -> None:
         """Close what was opened."""
@@ -112,12 +132,10 @@ class RolloutSource:
     def _fill(self, run: Run) -> None:
         assert self._sampler is not None and self._log is not None
         started = time.perf_counter()
-        resamplings = int(getattr(run.loss, "dynamic_sampling", 0))
-        samples = self.order.samples(run.state.step)
-        groups, anew = self._sample(run, self.prompts, samples, self.plan.num_generations, "lot", resamplings)
-        sampled = time.perf_counter()
-        errors = self._end_batch(run)
-        trees = [_tree(self.prompts[group.sample_id], group) for group in groups if group.completions]
+        lot = self._together(run, self.order.samples(run.state.step), lambda _: self._next_lot(run))
+        groups, sampled = lot.groups, time.perf_counter()
+        errors = self._end_batch(run, groups)
+        trees = [tree_of(self.prompts[group.sample_id], group) for group in groups if group.completions]
         if not trees:
             lost, log = sum(group.lost for group in groups), run.run_dir.path / "rewards.log"
             raise TruingError(
@@ -129,57 +147,83 @@ class RolloutSource:
         self._trees = learned.trees
         self._metrics = {
             **self._log.metrics(groups),
+            **self._log.staleness(lot),
             **learned.metrics,
             **errors,
-            **({"dynamic_sampling/resampled": float(anew)} if resamplings else {}),
+            **({"dynamic_sampling/resampled": float(lot.resampled)} if self._resamplings(run) else {}),
             "seconds/sampling": sampled - started,
             "seconds/advantages": time.perf_counter() - sampled,
         }
         self._log.write(groups, learned.by_completion)
 
-    def _end_batch(self, run: Run) -> dict[str, float]:
-        """Return the error rate of each reward. Raises TruingError where one is above what is allowed, on all ranks together."""
-        assert self._sampler is not None
-        return self._sampler.rewards.end_batch(
+    def _resamplings(self, run: Run) -> int:
+        return int(getattr(run.loss, "dynamic_sampling", 0))
+
+    def _next_lot(self, run: Run) -> Lot:
+        """Return this rank's share of the step's lot, having asked for those of the lots after it that may be sampled by now."""
+        sampler = self._sampler
+        assert run.config.rollout is not None and sampler is not None
+        step, ahead = run.state.step, run.config.rollout.max_staleness * self.plan.updates
+        for start in range(step, min(step + ahead + 1, run.total_steps), self.plan.updates):
+            if start not in self._ahead:
+                share = _share(run, self.order.samples(start))
+                self._ahead[start] = sampler.ask(self.prompts, share, self.plan.num_generations, f"lot.{start}")
+        return sampler.sample(self._ahead.pop(step), resamplings=self._resamplings(run), oldest=step - ahead)
+
+    def _end_batch(self, run: Run, groups: Sequence[Group]) -> dict[str, float]:
+        """Return the error rate of the backend and of each reward.
+
+        Raises RolloutError where the backend's is above what is allowed, and TruingError where a reward's is, on all ranks.
+        """
+        sampler, rollout = self._sampler, run.config.rollout
+        assert sampler is not None and rollout is not None
+        failures = [failure for group in groups for failure in group.failures]
+        asked = sum(group.lost + len(group.completions) for group in groups)
+        if len(failures) > rollout.max_error_rate * asked:
+            raise RolloutError(
+                f"rollout {sampler.backend!r} failed on {len(failures)} of {asked} completions, more than rollout.max_error_rate "
+                f"{rollout.max_error_rate:g} allows; the first failure: {failures[0]}"
+            )
+        rates = sampler.rewards.end_batch(
             lambda counts: [sum(of_ranks) for of_ranks in zip(*gather_object([list(counts)]), strict=True)]
         )
+        return {"completions/error_rate": len(failures) / max(1, asked), **rates}
 
-    def _sample(
-        self, run: Run, prompts: TreeDataset, samples: Sequence[int], count: int, purpose: str, resamplings: int = 0
-    ) -> tuple[list[Group], int]:
-        """Return the groups of these prompts, each rank having sampled its share, and how many were sampled anew."""
-        sampler, accelerator = self._sampler, run.accelerator
+    def _together(self, run: Run, samples: Sequence[int], sample: Callable[[Sequence[int]], Lot]) -> Lot:
+        """Return the groups of these prompts, of which each rank samples its share, from the policy's weights as they are now."""
+        self._push(run)
+
+        def share() -> Lot:
+            with run.accelerator.autocast():
+                return sample(_share(run, samples))
+
+        shares = together(share, "sampling")
+        by_sample = {group.sample_id: group for lot in shares for group in lot.groups}
+        return Lot(
+            groups=[by_sample[sample] for sample in samples],
+            resampled=sum(lot.resampled for lot in shares),
+            stale=sum(lot.stale for lot in shares),
+        )
+
+    def _push(self, run: Run) -> None:
+        """Let the backend have the policy's weights, unless it has them."""
+        sampler, version = self._sampler, run.state.step
         assert sampler is not None
-        sampler.live.update_weights(run.state.step, PolicyWeights(run))
-        mine = samples[accelerator.process_index :: accelerator.num_processes]
-        lot = purpose if purpose == "eval" else f"{purpose}.{run.state.step}"
-        share: tuple[list[Group], int] = [], 0
-        problem = None
-        try:
-            with accelerator.autocast():
-                share = sampler.sample(prompts, mine, count, lot, resamplings=resamplings)
-        except Exception as error:  # other ranks wait to hear of it, whatever it is
-            problem = error
-        shares = gather_object([(share, None if problem is None else first_line(problem))])
-        if problem is not None:
-            raise problem
-        for _, elsewhere in shares:
-            if elsewhere is not None:
-                raise TruingError(f"sampling failed in another process: {elsewhere}")
-        by_sample = {group.sample_id: group for (groups, _), _ in shares for group in groups}
-        return [by_sample[sample] for sample in samples], sum(anew for (_, anew), _ in shares)
+        if self._version != version:
+            together(lambda: sampler.live.update_weights(version, PolicyWeights(run)), "the transfer of weights")
+            self._version = version
 
     def evaluate(self, run: Run, prompts: Trees) -> dict[str, float]:
         """Return the rewards on held-out prompts, which get the same seeds every time, without a prefix."""
         assert self._sampler is not None and self._log is not None and run.config.rollout is not None
         assert isinstance(prompts, TreeDataset)
-        count, found = self.plan.num_eval_generations, []
+        sampler, count, found = self._sampler, self.plan.num_eval_generations, list[Group]()
         for start in range(0, len(prompts), self.plan.prompts):
             some = range(start, min(start + self.plan.prompts, len(prompts)))
-            found += self._sample(run, prompts, some, count, "eval")[0]
+            found += self._together(run, some, lambda share: sampler.sample(sampler.ask(prompts, share, count, "eval"))).groups
             run.reporter.alive(run.state.step)
-        errors = self._end_batch(run)
-        weights, passing = self._sampler.weights, run.config.rollout.pass_reward
+        errors = self._end_batch(run, found)
+        weights, passing = sampler.weights, run.config.rollout.pass_reward
         return {**self._log.metrics(found), **pass_rates(found, weights, count, passing), **errors}
 
     def numbers(self) -> dict[str, Any]:
@@ -197,6 +241,11 @@ class RolloutSource:
         self._trees = stored_trees(numbers["trees"], tensors)
 
 
+def _share(run: Run, samples: Sequence[int]) -> Sequence[int]:
+    """Return which of the prompts this rank samples."""
+    return samples[run.accelerator.process_index :: run.accelerator.num_processes]
+
+
 def pass_rates(groups: Sequence[Group], weights: Sequence[float], count: int, passing: float) -> dict[str, float]:
     """Return pass@1 and pass@k for k the completions of a prompt: the share of prompts of which one of k drawn completions passes.
 
@@ -206,17 +255,3 @@ def pass_rates(groups: Sequence[Group], weights: Sequence[float], count: int, pa
     passed = [sum(total >= passing for total in group.totals(weights)) for group in groups]
     rates = {"pass@1": sum(passed) / (count * len(groups))}
     return rates | ({f"pass@{count}": sum(number > 0 for number in passed) / len(groups)} if count > 1 else {})
-
-
-def _tree(prompt: PromptTree, group: Group) -> PromptTree:
-    """Return the prompt with its completions as branches."""
-    branches = []
-    for completion, rewards in zip(group.completions, group.rewards, strict=True):
-        mask = completion.loss_mask or (True,) * len(completion.token_ids)
-        columns = {}
-        if completion.token_logps is not None:
-            counted = [logp for logp, counts in zip(completion.token_logps, mask, strict=True) if counts]
-            columns["behavior_token_logps"] = torch.tensor(counted, dtype=torch.float32)
-        sampled = Sampled(columns=columns, rewards=rewards, truncated=completion.finish_reason == "length")
-        branches.append(Branch(token_ids=completion.token_ids, loss_mask=tuple(mask), sampled=sampled))
-    return attrs.evolve(prompt, branches=tuple(branches), columns={})

@@ -20,6 +20,7 @@ from truing.train.checkpoint import CheckpointError, Contents, DamagedError, Man
 from truing.train.checkpoint.background import Save, Snapshot
 from truing.train.guard import require_finite_state, weights_are_finite
 from truing.train.micro_batches import is_sharded
+from truing.train.ranks import together
 from truing.train.run import Run
 from truing.train.run_dir import METRICS, library_versions
 from truing.train.state import check_tensors, random_state, restore_random_state
@@ -126,10 +127,11 @@ def _save_shards(run: Run) -> str | None:
     ranks = gather_object([numbers])
     contents = Contents(tensors=_tables_of_rank(run, random, main=main), documents=_documents(run, ranks) if main else {})
     try:
-        draft = _together(lambda: store.begin(step) if main else None)[0]
-        seals = _together(lambda: store.add(draft, contents))
+        draft = together(lambda: store.begin(step) if main else None, "beginning a checkpoint")[0]
+        assert draft is not None, "the first process began it"
+        seals = together(lambda: store.add(draft, contents), "writing a checkpoint")
         manifest = Manifest(files={name: seal for part in seals for name, seal in part.items()}, **_about(run, sharded=True))
-        _together(lambda: store.seal(draft, manifest, run.trainer.save_total_limit) if main else None)
+        together(lambda: store.seal(draft, manifest, run.trainer.save_total_limit) if main else None, "sealing a checkpoint")
     except CheckpointError as error:
         return str(error)
     return None
@@ -144,20 +146,6 @@ def _tables_of_rank(run: Run, random: dict[str, Tensor], *, main: bool) -> dict[
 
 _SHARDED = ("weights", "optimizer")
 """Files that each rank has its own of, with its number behind the name, where weights are spread over ranks."""
-
-
-def _together(work: Callable[[], Any]) -> list[Any]:
-    """Return what `work` gave on every rank. Raises CheckpointError on all of them when it failed on one."""
-    outcome: tuple[Any, str | None]
-    try:
-        outcome = (work(), None)
-    except CheckpointError as error:
-        outcome = (None, str(error))
-    outcomes = gather_object([outcome])
-    for _, problem in outcomes:
-        if problem is not None:
-            raise CheckpointError(problem)
-    return [value for value, _ in outcomes]
 
 
 def _tables(run: Run) -> dict[str, dict[str, Tensor]]:

@@ -7,11 +7,12 @@ from typing import ClassVar
 import attrs
 
 from truing import Advantages, Layout, LossInputs, LossOutput, Needs, OnlineLoss, Scope, setting
-from truing_grpo.loss_types import Aggregation, Correction, KLEstimator, Level, LossType, Scale, check_settings
+from truing.off_policy import SamplerCorrection
+from truing_grpo.loss_types import Aggregation, KLEstimator, Level, LossType, Scale, check_settings
 
 
 @attrs.frozen(kw_only=True)
-class GRPO(OnlineLoss):
+class GRPO(SamplerCorrection, OnlineLoss):
     """Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and the losses that grew from it.
 
     An advantage A is how much better a completion's reward is than those of the other completions of its prompt. With w the
@@ -74,13 +75,6 @@ class GRPO(OnlineLoss):
         None, gt=0, help="Leave out bad completions that the policy finds this many nats a token less likely (arXiv:2512.02556)."
     )
 
-    # the sampler
-    importance_sampling_correction: Correction = setting(
-        "none", help="Weigh tokens by the trainer's probability over the sampler's; for samplers that compute another one."
-    )
-    importance_sampling_clip_max: float = setting(3.0, gt=0, help="Largest such ratio.")
-    importance_sampling_clip_min: float | None = setting(None, gt=0, help="Smallest such ratio; null is 0.")
-
     # the rollouts
     num_iterations: int = setting(1, ge=1, help="Passes over the completions of a rollout.")
     num_minibatches: int = setting(1, ge=1, help="Optimiser steps that a pass is cut into.")
@@ -105,10 +99,10 @@ class GRPO(OnlineLoss):
     @property
     def needs(self) -> Needs:
         """The log-probabilities at the start of the update, and only what these settings read beside them."""
-        needs = Needs.PROXIMAL_LOGPS
+        needs = Needs.PROXIMAL_LOGPS | self.correction_needs
         if self.beta:
             needs |= Needs.REFERENCE_LOGPS
-        if self.importance_sampling_correction != "none" or self.off_policy_mask_threshold is not None:
+        if self.off_policy_mask_threshold is not None:
             needs |= Needs.BEHAVIOR_LOGPS
         if self.entropy_coef or self.top_entropy_quantile < 1:
             needs |= Needs.ENTROPY

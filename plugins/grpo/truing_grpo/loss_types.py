@@ -20,8 +20,6 @@ Aggregation: TypeAlias = Literal["sum_then_normalize", "normalize_then_sum"]
 """Whether several rewards are compared within a group as their sum, or each by itself."""
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 """The estimators of a KL divergence by name; truing_grpo.regularisers has their formulas."""
-Correction: TypeAlias = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-"""Whose probability is divided by the sampler's, and whether a ratio out of bounds is cut to them or becomes 0."""
 
 CLIPPED: tuple[LossType, ...] = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "luspo")
 """The loss types that clip the importance ratio as PPO does."""
@@ -47,9 +45,7 @@ def check_settings(method: GRPO) -> None:
     if method.beta == 0:
         for name in ("kl_estimator", "use_bias_correction_kl"):
             _check_unread(method, name, "beta 0, which leaves the KL divergence out,", "set beta above 0")
-    if method.importance_sampling_correction == "none":
-        for name in ("importance_sampling_clip_max", "importance_sampling_clip_min"):
-            _check_unread(method, name, "importance_sampling_correction none", "set that to sequence_mask, for example")
+    method.check_correction()
     if method.multi_objective_aggregation == "normalize_then_sum":
         _check_unread(
             method,
@@ -82,12 +78,6 @@ def _check_clipping(method: GRPO) -> None:
         raise ValueError(
             f"delta is {method.delta:g}, but it bounds ratios that clipping at 1 + epsilon_high ({1 + method.high:g}) leaves "
             "alone; set it above that, for example to 4, or leave it out"
-        )
-    low, high = method.importance_sampling_clip_min, method.importance_sampling_clip_max
-    if low is not None and low >= high:
-        raise ValueError(
-            f"importance_sampling_clip_min is {low:g} and importance_sampling_clip_max {high:g}, so that no ratio is between them; "
-            "set the one below the other"
         )
 
 

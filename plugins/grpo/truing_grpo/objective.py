@@ -10,7 +10,7 @@ from torch import Tensor
 from truing import LossInputs, LossOutput, Needs, Term
 from truing_grpo.loss_types import CLIPPED
 from truing_grpo.normalisers import NORMALISERS
-from truing_grpo.ratios import Samples, on_policy, sampler_difference
+from truing_grpo.ratios import Samples, on_policy
 from truing_grpo.regularisers import high_entropy, kl
 from truing_grpo.surrogates import SURROGATES, vespo_weights
 
@@ -26,7 +26,7 @@ def objective(inputs: LossInputs, method: GRPO) -> LossOutput:
     samples = Samples.of(inputs, method)
     costs, metrics = SURROGATES[method.loss_type](samples, method), ratio_metrics(samples, method)
     if samples.correction is not None:
-        metrics |= sampler_metrics(samples, method)
+        metrics |= method.correction_metrics(inputs, samples.correction)
         costs = costs if method.loss_type == "vespo" else costs * samples.correction
     if method.off_policy_mask_threshold is not None:
         kept = on_policy(samples, method.off_policy_mask_threshold).to(costs.dtype)
@@ -72,17 +72,6 @@ def ratio_metrics(samples: Samples, method: GRPO) -> dict[str, Term]:
     else:
         return {}
     return {name: _per_level(samples.inputs, flag.to(ratios.dtype), method.level) for name, flag in flags.items()}
-
-
-def sampler_metrics(samples: Samples, method: GRPO) -> dict[str, Term]:
-    """Return the mean correction, and the mean distance of the log-probabilities that it comes of."""
-    inputs, correction = samples.inputs, samples.correction
-    assert correction is not None
-    level = method.importance_sampling_correction.partition("_")[0]
-    return {
-        "sampling/importance_sampling_ratio/mean": _per_level(inputs, correction, level),
-        "sampling/sampling_logp_difference/mean": Term(sampler_difference(inputs, inputs.proximal_token_logps).abs(), per="token"),
-    }
 
 
 def _per_level(inputs: LossInputs, values: Tensor, level: str) -> Term:

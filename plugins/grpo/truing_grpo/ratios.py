@@ -1,4 +1,4 @@
-"""Importance ratios: of the policy over its start of the update, and of that over the sampler."""
+"""Importance ratios: of the policy over its start of the update, with the correction for the sampler."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from truing import LossInputs
+from truing.off_policy import MAX_EXPONENT, held_exp, sampler_difference
 
 if TYPE_CHECKING:
     from truing_grpo.grpo import GRPO
-
-MAX_EXPONENT = 20.0
-"""Exponents are held at this: a ratio beyond 5e8 is as good as that one, and finite. Its gradient is 0."""
-
-
-def held_exp(exponents: Tensor) -> Tensor:
-    """Return exp of exponents held at the bound."""
-    return exponents.clamp(max=MAX_EXPONENT).exp()
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -48,33 +41,8 @@ class Samples:
             log_ratios=log_ratios,
             ratios=held_exp(means),
             advantages=inputs.expand(inputs.advantages).to(log_ratios.dtype),
-            correction=None if method.importance_sampling_correction == "none" else sampler_correction(inputs, method),
+            correction=method.correction(inputs),
         )
-
-
-def sampler_difference(inputs: LossInputs, token_logps: Tensor | None) -> Tensor:
-    """Return the log of these probabilities, the policy's own for None, over the sampler's, [T] without gradient.
-
-    It is 0 where the sampler gave no number (NaN).
-    """
-    assert inputs.behavior_token_logps is not None
-    difference = (inputs.token_logps if token_logps is None else token_logps).detach() - inputs.behavior_token_logps
-    return difference.masked_fill(difference.isnan(), 0.0)
-
-
-def sampler_correction(inputs: LossInputs, method: GRPO) -> Tensor:
-    """Return exp of the sampler difference of each token, or of its sum over the completion, [T], within bounds.
-
-    Truncated importance sampling cuts a ratio to the bounds, masked importance sampling makes 0 of one that is outside (Liu et al.
-    2025, "When Speed Kills Stability"; Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
-    """
-    level, _, how = method.importance_sampling_correction.partition("_")
-    difference = sampler_difference(inputs, inputs.proximal_token_logps)
-    ratios = held_exp(inputs.expand(inputs.sum(difference)) if level == "sequence" else difference)
-    low, high = method.importance_sampling_clip_min, method.importance_sampling_clip_max
-    if how == "truncate":
-        return ratios.clamp(low, high)
-    return ratios.where((ratios >= (-math.inf if low is None else low)) & (ratios <= high), 0.0)
 
 
 def on_policy(samples: Samples, threshold: float) -> Tensor:

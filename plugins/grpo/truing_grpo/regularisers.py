@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from truing import LossInputs
+from truing.off_policy import MAX_EXPONENT
 from truing_grpo.loss_types import KLEstimator
-from truing_grpo.ratios import MAX_EXPONENT, Samples
+from truing_grpo.ratios import Samples
 
 if TYPE_CHECKING:
     from truing_grpo.grpo import GRPO

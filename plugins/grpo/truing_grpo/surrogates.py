@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from truing.off_policy import MAX_EXPONENT
 from truing_grpo.loss_types import CLIPPED, LossType
-from truing_grpo.ratios import MAX_EXPONENT, Samples, bounded_log, log_of_correction
+from truing_grpo.ratios import Samples, bounded_log, log_of_correction
 
 if TYPE_CHECKING:
     from truing_grpo.grpo import GRPO

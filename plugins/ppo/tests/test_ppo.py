@@ -123,6 +123,20 @@ def test_whitened_rewards(rollouts):
     assert values_of(method, rollouts([branch], [[0.9]])) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("correction", "weights"), [("token_truncate", [1.0, 2.0, 3.0]), ("sequence_mask", [0.0] * 3)])
+def test_the_policy_and_not_the_critic_is_corrected_for_the_sampler(update, correction, weights):
+    """Costs -1.2, 0.8 and -2.2 as below; the trainer's probabilities are 1, 2 and 4 times the sampler's, together 8 times."""
+    inputs = update([1.5, 0.5, 1.1], [1.0, -1.0, 2.0], [(1.0, 1.0, 0.0)] * 3)
+    inputs = attrs.evolve(inputs, behavior_token_logps=torch.tensor([-1.0, -1 - log(2), -1 - log(4)], dtype=torch.float64))
+    plain, corrected = PPO()(inputs), PPO(importance_sampling_correction=correction)(inputs)
+    costs = [cost * weight for cost, weight in zip([-1.2, 0.8, -2.2], weights, strict=True)]
+    assert plain.terms[0].values.tolist() == pytest.approx([-1.2, 0.8, -2.2])
+    assert corrected.terms[0].values.tolist() == pytest.approx(costs)
+    assert corrected.terms[1].values.tolist() == plain.terms[1].values.tolist()
+    assert "sampling/importance_sampling_ratio/mean" in corrected.metrics
+    assert Needs.BEHAVIOR_LOGPS in PPO(importance_sampling_correction=correction).needs and Needs.BEHAVIOR_LOGPS not in PPO().needs
+
+
 def test_clipped_losses(update):
     """Advantages 1, -1, 2 and ratios 1.5, 0.5, 1.1: max(-1.5, -1.2), max(0.5, 0.8), -2.2, two of them clipped.
 

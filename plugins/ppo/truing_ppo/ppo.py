@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import attrs
 
 from truing import Advantages, Layout, LossInputs, LossOutput, Needs, OnlineLoss, Term, setting
+from truing.off_policy import SamplerCorrection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ KL_HORIZON = 10_000
 
 
 @attrs.frozen(kw_only=True)
-class PPO(OnlineLoss):
+class PPO(SamplerCorrection, OnlineLoss):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) with a critic and a penalty on drift from a reference.
 
     As in Ziegler et al. 2019, arXiv:1909.08593, the reward of token t is -kl_coef KL_t, and the last one's has the completion's
@@ -64,6 +65,7 @@ class PPO(OnlineLoss):
     log_entropy: bool = setting(False, help="Also log policy/entropy_avg, the entropy of the policy's distributions.")
 
     def __attrs_post_init__(self) -> None:
+        self.check_correction()
         if self.target_kl is not None and self.kl_coef == 0:
             raise ValueError(
                 f"target_kl is {self.target_kl:g}, but kl_coef is 0, and what steers it multiplies it: it would stay 0; "
@@ -91,8 +93,9 @@ class PPO(OnlineLoss):
 
     @property
     def needs(self) -> Needs:
-        """Values, and the log-probabilities at the start of the update; the entropy if it is logged."""
-        return Needs.PROXIMAL_LOGPS | Needs.VALUES | (Needs.ENTROPY if self.log_entropy else Needs.NOTHING)
+        """Values, and the log-probabilities at the start of the update; the sampler's and the entropy as the settings say."""
+        entropy = Needs.ENTROPY if self.log_entropy else Needs.NOTHING
+        return Needs.PROXIMAL_LOGPS | Needs.VALUES | entropy | self.correction_needs
 
     @property
     def rollout_needs(self) -> Needs:
@@ -151,6 +154,10 @@ class PPO(OnlineLoss):
         held = before + (values - before).clamp(-self.cliprange_value, self.cliprange_value)
         errors, held_errors = ((found - returns).square().where(counted, 0.0) / 2 for found in (values, held))
         policy_loss, value_loss = free.maximum(clipped), errors.maximum(held_errors)
+        correction = self.correction(inputs)
+        if correction is not None:
+            correction = correction.where(counted, 0.0)
+            policy_loss = policy_loss * correction
         per_token = {
             "loss/policy_avg": policy_loss,
             "loss/value_avg": value_loss,
@@ -164,7 +171,10 @@ class PPO(OnlineLoss):
             per_token["policy/entropy_avg"] = inputs.token_entropy.where(counted, 0.0)
         return LossOutput(
             terms=[Term(policy_loss, per="token"), Term(value_loss, per="token", weight=self.vf_coef)],
-            metrics={name: Term(values.detach(), per="token") for name, values in per_token.items()},
+            metrics={
+                **{name: Term(values.detach(), per="token") for name, values in per_token.items()},
+                **self.correction_metrics(inputs, correction),
+            },
         )
 
     def _scores(self, rollouts: LossInputs) -> Tensor:

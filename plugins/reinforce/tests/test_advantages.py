@@ -156,6 +156,8 @@ def test_only_the_moving_average_is_state(rollouts):
 def test_rloo_is_reinforce():
     settings = {"beta": 0.3, "epsilon": 0.1, "epsilon_high": 0.4, "num_iterations": 3, "num_minibatches": 2}
     settings |= {"normalize_advantages": True, "reward_clip_range": (0.0, 1.0), "mask_truncated_completions": True}
+    settings |= {"importance_sampling_correction": "sequence_mask", "importance_sampling_clip_max": 2.0}
+    settings |= {"importance_sampling_clip_min": 0.5}
     assert RLOO(**settings).as_reinforce == Reinforce(baseline="leave_one_out", importance_sampling_level="sequence", **settings)
     ours = {field.name for field in attrs.fields(RLOO)}
     assert ours == set(settings) < {field.name for field in attrs.fields(Reinforce)}

@@ -37,6 +37,47 @@ def test_tokens(update):
     assert gradient_of(loss, inputs) == pytest.approx([0.0, -1 / 3, 1.1 / 3])
 
 
+BEHAVIOR = torch.tensor([-1.0, -1 - log(2), -1 - log(4)], dtype=torch.float64)
+"""Log-probabilities of the sampler of which those at the start of the update are 1, 2 and 4 times."""
+
+
+@pytest.mark.parametrize(
+    ("correction", "weights"),
+    [
+        ("token_truncate", [1.0, 2.0, 3.0]),
+        ("token_mask", [1.0, 2.0, 0.0]),
+        ("sequence_truncate", [2.0, 2.0, 3.0]),
+        ("sequence_mask", [2.0, 2.0, 0.0]),
+    ],
+)
+def test_tokens_are_weighed_by_the_trainer_over_the_sampler(update, correction, weights):
+    """Costs -2.4, -1 and 1.1 as above; ratios 1, 2 and 4, of completions 2 and 4, and 3 is the bound."""
+    inputs = update(RATIOS, [2.0, -1.0], behavior_token_logps=BEHAVIOR)
+    output = Reinforce(baseline="none", importance_sampling_correction=correction)(inputs)
+    costs = [cost * weight for cost, weight in zip([-2.4, -1.0, 1.1], weights, strict=True)]
+    assert output.terms[0].values.tolist() == pytest.approx(costs)
+    mean = sum(weights) / 3 if correction.startswith("token") else (weights[0] + weights[2]) / 2
+    metrics = reduce_step(output, inputs)[1]
+    assert metrics["sampling/importance_sampling_ratio/mean"].item() == pytest.approx(mean)
+    assert metrics["sampling/sampling_logp_difference/mean"].item() == pytest.approx(3 * log(2) / 3)
+
+
+def test_completions_are_weighed_as_wholes(update):
+    """Costs 1.6 and -1.1 as below, weighed 2 and 3."""
+    inputs = update(RATIOS, [-2.0, 1.0], behavior_token_logps=BEHAVIOR)
+    for method in (
+        Reinforce(**SEQUENCE, importance_sampling_correction="sequence_truncate"),
+        RLOO(importance_sampling_correction="sequence_truncate"),
+    ):
+        assert method(inputs).terms[0].values.tolist() == pytest.approx([3.2, -3.3])
+    for made in (
+        lambda: Reinforce(**SEQUENCE, importance_sampling_correction="token_mask"),
+        lambda: RLOO(importance_sampling_correction="token_mask"),
+    ):
+        with pytest.raises(ValueError, match="token_mask, but what is weighed here are whole completions; set it to sequence_mask"):
+            made()
+
+
 def test_tokens_with_advantages_of_their_own(update):
     """baseline batch: -min(1.5, 1.2), -min(-0.5, -0.8), -2.2: clipped above and below."""
     inputs = update(RATIOS, [1.0, -1.0, 2.0])

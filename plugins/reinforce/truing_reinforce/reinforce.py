@@ -67,6 +67,12 @@ class Reinforce(PolicyGradient):
                 "importance_sampling_level is sequence, but the advantages of baseline batch are those of tokens; set it to token, "
                 "or take another baseline"
             )
+        if self.importance_sampling_level == "sequence" and self.correction_level == "token":
+            correction = self.importance_sampling_correction
+            raise ValueError(
+                f"importance_sampling_correction is {correction}, but what is weighed here are whole completions; set it to "
+                f"{correction.replace('token', 'sequence')}"
+            )
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "kl_estimator is k1 in the loss, where its gradient does not depend on the reference and is 0 on average; set it "
@@ -80,8 +86,9 @@ class Reinforce(PolicyGradient):
 
     @property
     def needs(self) -> Needs:
-        """The log-probabilities at the start of the update; the reference where the divergence is in the loss."""
-        return Needs.PROXIMAL_LOGPS | (Needs.REFERENCE_LOGPS if self._kl_is_in("loss") else Needs.NOTHING)
+        """The log-probabilities at the start of the update; the reference where the divergence is in the loss; the sampler's."""
+        reference = Needs.REFERENCE_LOGPS if self._kl_is_in("loss") else Needs.NOTHING
+        return Needs.PROXIMAL_LOGPS | reference | self.correction_needs
 
     @property
     def rollout_needs(self) -> Needs:
@@ -136,10 +143,16 @@ class Reinforce(PolicyGradient):
             advantages = inputs.expand(advantages.where(kept, 0.0))
         least, most = 1 - self.epsilon, 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
         ratios = log_ratios.exp()
-        terms = [Term(-(ratios * advantages).minimum(ratios.clamp(least, most) * advantages), per=per)]
+        costs = -(ratios * advantages).minimum(ratios.clamp(least, most) * advantages)
+        correction = self.correction(inputs)
+        if correction is not None:
+            correction = correction.where(counted, 0.0)
+            costs = costs * (correction if per == "token" else inputs.mean(correction))
+        terms = [Term(costs, per=per)]
         low, high = (ratios < least) & (advantages < 0), (ratios > most) & (advantages > 0)
         clipped = {"low_mean": low, "high_mean": high, "region_mean": low | high}
         metrics = {f"clip_ratio/{name}": Term(found.to(ratios.dtype), per=per) for name, found in clipped.items()}
+        metrics |= self.correction_metrics(inputs, correction)
         if self._kl_is_in("loss"):
             kl = self._kl(inputs).where(counted, 0.0)
             terms.append(Term(kl if per == "token" else inputs.sum(kl), per=per, weight=self.beta))

@@ -26,6 +26,10 @@ class RLOO(PolicyGradient):
     epsilon: float = setting(0.2, gt=0, help="How far a completion's ratio may fall below 1 before it is clipped.")
     epsilon_high: float | None = setting(None, gt=0, help="How far it may rise above 1; null is epsilon.")
 
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.as_reinforce.check_correction()  # having been made, it is right in all else
+
     @property
     def as_reinforce(self) -> Reinforce:
         """The same method by the name `reinforce`."""

@@ -7,10 +7,11 @@ from typing import ClassVar
 import attrs
 
 from truing import Layout, OnlineLoss, setting
+from truing.off_policy import SamplerCorrection
 
 
 @attrs.frozen(kw_only=True)
-class PolicyGradient(OnlineLoss):
+class PolicyGradient(SamplerCorrection, OnlineLoss):
     """The settings of a policy gradient without a critic. Raises ValueError for a range of rewards that is none."""
 
     layout: ClassVar[Layout] = Layout.ROLLOUT
@@ -24,6 +25,7 @@ class PolicyGradient(OnlineLoss):
     mask_truncated_completions: bool = setting(False, help="Do not train on completions that were cut off before they ended.")
 
     def __attrs_post_init__(self) -> None:
+        self.check_correction()
         if self.reward_clip_range is not None and not self.reward_clip_range[0] < self.reward_clip_range[1]:
             least, greatest = self.reward_clip_range
             raise ValueError(f"reward_clip_range must be [least, greatest] with least < greatest, got [{least:g}, {greatest:g}]")

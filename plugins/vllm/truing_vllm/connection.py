@@ -1,0 +1,96 @@
+"""HTTP to one server: JSON out, JSON in, whole and in time or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2 as httpx
+import msgspec
+
+from truing_vllm.address import Address
+from truing_vllm.faults import BadAnswerError, BusyError, LateError, RefusedError, ServerFault, UnreachableError
+
+BOOT_HEADER = "x-truing-boot"
+"""In every answer of a server that `vllm-serve` started: text that is another one after every start."""
+CONNECT_SECONDS = 10.0
+IDLE_SECONDS = 3.0
+"""Connections are not used again after so long: vLLM closes those idle for 5 seconds, and a request on its way would be lost."""
+SMALL = 1 << 20
+"""Most bytes of an answer that is no completion."""
+_SHOWN = 300
+
+
+class Connection:
+    """Calls to one server. To be used within one event loop."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        headers = {} if address.token is None else {"authorization": f"Bearer {address.token}"}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_SECONDS)
+        self._client = httpx.AsyncClient(
+            base_url=address.base_url,
+            headers=headers,
+            transport=httpx.AsyncHTTPTransport(uds=address.socket, limits=limits),
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            trust_env=False,
+        )
+
+    def __str__(self) -> str:
+        return self.address.url
+
+    async def get(self, path: str, *, seconds: float) -> tuple[Any, str | None]:
+        """Return what a path says, and which start of the server says so."""
+        body, boot = await self._call("GET", path, None, seconds=seconds, limit=SMALL)
+        return _decoded(body, Any, self) if body else None, boot
+
+    async def post(self, path: str, body: Mapping[str, Any], *, seconds: float) -> None:
+        """Have the server do something. Raises a ServerFault."""
+        await self._call("POST", path, body, seconds=seconds, limit=SMALL)
+
+    async def ask(
+        self, path: str, body: Mapping[str, Any], answer: type[Any], *, seconds: float, limit: int
+    ) -> tuple[Any, str | None]:
+        """Return an answer of that type, of `limit` bytes at most, and which start of the server gave it. Raises a ServerFault."""
+        data, boot = await self._call("POST", path, body, seconds=seconds, limit=limit)
+        return _decoded(data, answer, self), boot
+
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None, *, seconds: float, limit: int
+    ) -> tuple[bytes, str | None]:
+        content = None if body is None else msgspec.json.encode(body)
+        headers = {} if body is None else {"content-type": "application/json"}
+        try:
+            async with asyncio.timeout(seconds):
+                async with self._client.stream(method, path, content=content, headers=headers) as response:
+                    data = bytearray()
+                    async for chunk in response.aiter_bytes():
+                        data += chunk
+                        if len(data) > limit:
+                            raise BadAnswerError(f"{self} answered {path} with more than {limit:,} bytes")
+        except TimeoutError as error:
+            raise LateError(f"{self} did not answer {path} in full within {seconds:.0f} s") from error
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"{self} is not there: {type(error).__name__} {error}".rstrip()) from error
+        if response.status_code != 200:
+            raise _refusal(self, path, response.status_code, bytes(data))
+        return bytes(data), response.headers.get(BOOT_HEADER)
+
+    async def close(self) -> None:
+        """Hang up; what is in flight is broken off, and the server aborts it."""
+        await self._client.aclose()
+
+
+def _decoded(data: bytes, type_: Any, connection: Connection) -> Any:
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadAnswerError(f"{connection} gave an answer that cannot be read: {error}") from error
+
+
+def _refusal(connection: Connection, path: str, status: int, data: bytes) -> ServerFault:
+    message = f"{connection} answered {path} with {status}: {data[:_SHOWN].decode(errors='replace')}"
+    if status in (429, 503):
+        return BusyError(message)
+    return RefusedError(message, status) if 400 <= status < 500 else BadAnswerError(message)

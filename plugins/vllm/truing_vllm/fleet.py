@@ -1,0 +1,325 @@
+"""All servers of a run: who is asked, what is asked again, and how servers that come back get their weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import attrs
+
+from truing import Completion, RolloutError, RolloutRequest, VersionSpan
+from truing_vllm.faults import BadAnswerError, BusyError, LateError, RefusedError, ServerFault, StaleError, UnreachableError
+from truing_vllm.probe import Probe
+from truing_vllm.server import Server
+from truing_vllm.updates import AdapterWeights, Update
+from truing_vllm.wire import Sample, sampling_params
+
+TRIES = 4
+"""How often something is tried that fails on a server that is there."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between tries; each pause is twice the one before."""
+HEALTH_SECONDS = 10.0
+
+
+class PushError(Exception):
+    """A server is there and does not have the weights that it was given."""
+
+
+def pause_before(attempt: int) -> float:
+    """Return the seconds to wait before a try, counted from 1."""
+    return min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** (attempt - 1))
+
+
+@attrs.define(eq=False)
+class _Course:
+    """What one completion met with so far."""
+
+    asked: float = 0.0
+    failures: int = 0
+    trouble: float | None = None
+    """Since when no server could be used."""
+    hung: set[Server] = attrs.field(factory=set)
+    problem: str = ""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Fleet:
+    """Samples from servers that have the policy's weights. To be used within one event loop."""
+
+    servers: Sequence[Server]
+    timeout: float
+    """Seconds for one completion or push, and for a server that is gone to come back."""
+    run: str
+    """What the labels of this run's weights begin with."""
+    ends: Sequence[int]
+    """Tokens that end a completion."""
+    pushes: bool
+    """Whether it is this process that gives the servers weights."""
+    slots: asyncio.Semaphore
+    update: Update | None = None
+    probe: Probe | None = None
+    fatal: RolloutError | None = None
+    """Why nothing goes on."""
+    _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
+    """Set whenever a server came back, or nothing goes on."""
+    _asking: set[asyncio.Task[Completion]] = attrs.field(factory=set, init=False)
+    _revivals: set[asyncio.Task[None]] = attrs.field(factory=set, init=False)
+
+    async def complete(self, request: RolloutRequest) -> tuple[Completion, ...]:
+        """Return the completions of a request in the order of its seeds. Raises RolloutError where no server can be used."""
+        home = self._least_busy(self.servers)
+        home.in_flight += request.n
+        tasks = [asyncio.ensure_future(self._sample(request, index, home)) for index in range(request.n)]
+        self._asking.update(tasks)
+        try:
+            return tuple(await asyncio.gather(*tasks))
+        except asyncio.CancelledError:
+            if self.fatal is not None:
+                raise self.fatal from None
+            raise
+        finally:
+            home.in_flight -= request.n
+            for task in tasks:
+                task.cancel()
+            self._asking.difference_update(tasks)
+
+    def _least_busy(self, servers: Sequence[Server]) -> Server:
+        """Return the server with the least to do of those that are there: all completions of a prompt share its keys and values."""
+        return min(servers, key=lambda server: (not server.up, server.in_flight))
+
+    async def _sample(self, request: RolloutRequest, index: int, home: Server) -> Completion:
+        async with self.slots:
+            return await self._tried(request, index, home)
+
+    async def _tried(self, request: RolloutRequest, index: int, server: Server) -> Completion:
+        """Ask until there is an answer, or none is to be had: of this server, and of others where it is gone."""
+        course = _Course()
+        while True:
+            if self.fatal is not None:
+                raise self.fatal
+            server = await self._available(server, course)
+            course.asked = self._now()
+            try:
+                return await self._attempt(server, request, index)
+            except ServerFault as fault:
+                course.problem = str(fault)
+                if self._gives_up(fault, server, course):
+                    return _failed(request, index, str(fault))
+            await asyncio.sleep(pause_before(max(1, course.failures)))
+
+    def _gives_up(self, fault: ServerFault, server: Server, course: _Course) -> bool:
+        """Return whether a fault is one of this completion, not to be asked for again. Raises RolloutError for one of the run."""
+        if isinstance(fault, RefusedError):
+            if fault.status in (401, 403):
+                raise RolloutError(f"{fault}; set rollout.token, or the environment's TRUING_VLLM_TOKEN") from fault
+            return True
+        if isinstance(fault, LateError):
+            return self._was_late(fault, server, course)
+        course.failures += 1
+        if isinstance(fault, BadAnswerError):
+            return course.failures >= TRIES
+        if not isinstance(fault, BusyError):
+            self._lost(server)
+        course.trouble = course.trouble or self._now()
+        if self._now() - course.trouble > self.timeout:
+            raise RolloutError(f"no vLLM server could be used for {self.timeout:.0f} s; the last: {fault}") from fault
+        return False
+
+    def _was_late(self, fault: LateError, server: Server, course: _Course) -> bool:
+        if server.answered >= course.asked:  # it works, so that it is this request
+            return True
+        self._lost(server)
+        course.hung.add(server)
+        if len(course.hung) == len(self.servers):
+            raise RolloutError(f"{fault}, nor anything else in that time") from fault
+        return False
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _attempt(self, server: Server, request: RolloutRequest, index: int) -> Completion:
+        epoch, update = server.epoch, server.installed if self.pushes else self.update
+        params = sampling_params(request, request.seeds[index], self.ends)
+        model = None if update is None else update.model
+        try:
+            sample, boot = await server.sample(request.prompt_ids, params, model, seconds=self.timeout)
+        except RefusedError as fault:
+            if model is not None and fault.status == 404:
+                raise StaleError(f"{server} does not have the adapter {model} any more") from fault
+            raise
+        await server.settled.wait()
+        if server.epoch != epoch or (server.boot is not None and boot != server.boot):
+            raise StaleError(f"{server} was started again, or had other weights than the policy's")
+        server.answered = self._now()
+        return _completion(request, index, sample, self._versions(sample, update, server))
+
+    def _versions(self, sample: Sample, update: Update | None, server: Server) -> tuple[VersionSpan, ...]:
+        """Return which versions sampled which tokens; where the server does not say, all count as of what it had at the start."""
+        if not sample.token_ids:
+            return ()
+        if update is None or sample.spans is None or isinstance(update, AdapterWeights):
+            return (VersionSpan(version=0 if update is None else update.version, start=0, end=len(sample.token_ids)),)
+        versions = []
+        for span in sample.spans:
+            run, _, version = span.version.rpartition("-")
+            if run != self.run:
+                raise StaleError(f"{server} sampled from weights {span.version!r}, which are not this run's")
+            versions.append(VersionSpan(version=int(version), start=span.start, end=span.end))
+        return tuple(versions)
+
+    async def _available(self, wanted: Server, course: _Course) -> Server:
+        """Return a server that is there, the wanted one if it may be; wait for one if none is. Raises RolloutError where none comes."""
+        await self.wait_for_any(course.problem)
+        there = [server for server in self.servers if server.up]
+        answering = [server for server in there if server not in course.hung] or there
+        return wanted if wanted in answering else self._least_busy(answering)
+
+    async def wait_for_any(self, problem: str) -> None:
+        """Wait until a server can be used. Raises RolloutError where none can be within the timeout, or ever."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                while self.fatal is None and not any(server.up for server in self.servers):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            names = ", ".join(map(str, self.servers))
+            raise RolloutError(f"no vLLM server came back within {self.timeout:.0f} s, of {names}; the last: {problem}") from None
+        if self.fatal is not None:
+            raise self.fatal
+
+    def _lost(self, server: Server) -> None:
+        """Ask a server nothing until it was seen to be there with the right weights."""
+        if server.up:
+            server.up = False
+            task = asyncio.ensure_future(self._revive(server))
+            self._revivals.add(task)
+            task.add_done_callback(self._revivals.discard)
+
+    async def _revive(self, server: Server) -> None:
+        attempt = 0
+        while not server.up:
+            try:
+                await self._look_at(server)
+                server.up = server.installed is self.update or not self.pushes
+            except ServerFault:
+                attempt += 1
+                await asyncio.sleep(pause_before(attempt))
+            except PushError as error:
+                self._end(error)
+                return
+        self._changed.set()
+
+    def _end(self, error: PushError) -> None:
+        """Let nothing go on: what is asked of a server that is paused for good would wait out its time."""
+        self.fatal = RolloutError(str(error))
+        for task in self._asking:
+            task.cancel()
+        self._changed.set()
+
+    async def _look_at(self, server: Server) -> None:
+        """Return when a server is healthy and has the weights, which it is given if it does not have them."""
+        _, boot = await server.connection.get("/health", seconds=HEALTH_SECONDS)
+        other = boot is None or boot != server.boot
+        server.epoch += other
+        if self.pushes and self.update is not None and (other or server.installed is not self.update):
+            await self._install(server)
+        elif self.probe is not None:
+            await self.probe.check(server, self.update, seconds=min(HEALTH_SECONDS * 3, self.timeout))
+
+    async def greet(self) -> None:
+        """Return when a server is healthy. Raises RolloutError where none is within the timeout."""
+        for server in self.servers:
+            self._lost(server)
+        await self.wait_for_any("it did not answer /health")
+
+    async def follow(self, update: Update) -> None:
+        """Expect answers from these weights, which another process gives the servers."""
+        self.update = update
+
+    async def push(self, update: Update, probe: Probe) -> None:
+        """Give all servers that are there new weights, and see that they have them; the others get them when they are back.
+
+        Raises RolloutError where one that is there does not take them, or none is there.
+        """
+        self.update, self.probe = update, probe
+        there = [server for server in self.servers if server.up]
+        results = await asyncio.gather(*map(self._install, there), return_exceptions=True)
+        problem = ""
+        for server, result in zip(there, results, strict=True):
+            if isinstance(result, ServerFault):
+                problem = str(result)
+                self._lost(server)
+            elif isinstance(result, PushError):
+                self._end(result)
+            elif isinstance(result, BaseException):
+                raise result
+        await self.wait_for_any(problem)
+
+    async def _install(self, server: Server) -> None:
+        """Give a server the weights of now. Raises PushError where it does not take them, ServerFault where it is gone."""
+        async with server.lock:
+            server.settled.clear()
+            try:
+                await self._install_settled(server)
+            finally:
+                server.settled.set()
+
+    async def _install_settled(self, server: Server) -> None:
+        update, probe, problem = self.update, self.probe, ""
+        assert update is not None and probe is not None
+        for attempt in range(1, TRIES + 1):
+            try:
+                await update.apply(server.connection, seconds=self.timeout)
+                boot = await self._probed(server, probe, update)
+            except (UnreachableError, LateError):
+                raise
+            except ServerFault as fault:
+                problem = str(fault)
+                await asyncio.sleep(pause_before(attempt))
+            else:
+                if server.boot != boot and server.boot is not None:
+                    server.epoch += 1
+                server.installed, server.boot = update, boot
+                return
+        raise PushError(f"{server} did not take version {update.version} of the weights in {TRIES} tries: {problem}")
+
+    async def _probed(self, server: Server, probe: Probe, update: Update) -> str | None:
+        try:
+            return await probe.check(server, update, seconds=self.timeout)
+        except ServerFault:  # it went on with weights that nobody knows
+            server.epoch += 1
+            raise
+
+    async def close(self) -> None:
+        """Hang up."""
+        for task in self._revivals:
+            task.cancel()
+        await asyncio.gather(*(server.connection.close() for server in self.servers))
+
+
+def _failed(request: RolloutRequest, index: int, problem: str) -> Completion:
+    return Completion(
+        request_id=request.id,
+        index=index,
+        prompt_ids=request.prompt_ids,
+        token_ids=(),
+        token_logps=(),
+        finish_reason="error",
+        columns=request.columns,
+        extra={"error": problem},
+    )
+
+
+def _completion(request: RolloutRequest, index: int, sample: Sample, versions: tuple[VersionSpan, ...]) -> Completion:
+    if sample.finish_reason == "error":
+        return _failed(request, index, sample.error)
+    return Completion(
+        request_id=request.id,
+        index=index,
+        prompt_ids=request.prompt_ids,
+        token_ids=sample.token_ids,
+        token_logps=sample.token_logps,
+        finish_reason=sample.finish_reason,
+        versions=versions,
+        columns=request.columns,
+    )

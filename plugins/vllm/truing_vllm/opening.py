@@ -1,0 +1,122 @@
+"""From settings to a live backend: which servers, what token, and a server of the run's own where that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from truing import OpenContext, SetupError, TruingError
+from truing_vllm.address import FILE, TOKEN_VARIABLE, Address, read_entries
+from truing_vllm.backend import VllmRollout
+from truing_vllm.live import LiveVllm
+from truing_vllm.program import Program, Running
+from truing_vllm.trainer import lora_room, policy_of, why_merged
+
+LOG = "vllm-server.log"
+
+
+def weights_folder(settings: VllmRollout, run_dir: Path) -> Path:
+    """Return the folder that weights go through; the same for the run and for those who start its servers."""
+    return (settings.weights_dir or run_dir / "vllm-weights").expanduser().absolute()
+
+
+def open_live(settings: VllmRollout, context: OpenContext) -> LiveVllm:
+    """Return the live backend, when a server is healthy. Raises SetupError, ConfigError, RolloutError."""
+    with ExitStack() as opened:
+        spawned = [_spawned(settings, context, opened)] if settings.mode == "spawn" else []
+        addresses = spawned or find_addresses(settings, context.run_dir)
+        merged = why_merged(context, settings.serve)
+        is_adapter = hasattr(context.models["policy"], "peft_config")
+        live = LiveVllm(
+            settings,
+            context,
+            addresses,
+            run=run_label(context.run_dir),
+            weights_dir=weights_folder(settings, context.run_dir),
+            adapter_alone=is_adapter and merged is None,
+            about=_about(addresses, is_adapter, merged),
+            stop=_stop_of(opened),
+        )
+        try:
+            live.wait_until_there()
+        except BaseException:
+            live.close()
+            raise
+        return live
+
+
+def _stop_of(opened: ExitStack) -> Callable[[], None]:
+    kept = opened.pop_all()
+    return kept.close
+
+
+def run_label(run_dir: Path) -> str:
+    """Return what the labels of a run's weights begin with: of another run another, in every process of one the same."""
+    return "run" + hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()
+
+
+def find_addresses(settings: VllmRollout, run_dir: Path) -> list[Address]:
+    """Return the servers that the configuration names, or that were started for this run. Raises SetupError for none."""
+    entries = read_entries(run_dir)
+    token = settings.token or os.environ.get(TOKEN_VARIABLE)
+    if settings.urls:
+        written = {entry.url: entry.token for entry in entries}
+        return [Address(url=url, token=token or written.get(url.rstrip("/"))) for url in settings.urls]
+    if not entries:
+        raise SetupError(
+            f"no vLLM server is known: {run_dir / FILE} names none that runs. Start one with `truing vllm-serve CONFIG`, name "
+            "yours (rollout.server: http://host:port), or let the run start its own (rollout.mode: spawn)"
+        )
+    return [Address(url=entry.url, token=entry.token) for entry in entries]
+
+
+def _about(addresses: list[Address], is_adapter: bool, merged: str | None) -> str:
+    where = ", ".join(address.url for address in addresses)
+    if not is_adapter:
+        return f"vLLM at {where}; every update is probed"
+    if merged is None:
+        return f"vLLM at {where}, which gets the adapter alone; every update is probed"
+    return f"vLLM at {where}, which gets all weights with the adapter merged, because {merged}; every update is probed"
+
+
+def _spawned(settings: VllmRollout, context: OpenContext, opened: ExitStack) -> Address:
+    """Start a server in the run's first process, and return its address in all of them."""
+    result: list[Address | str | None] = [None]
+    problem: TruingError | None = None
+    if context.rank == 0:
+        try:
+            result = [_start(settings, context, opened)]
+        except TruingError as error:  # the other processes wait to hear of it
+            problem, result = error, [str(error)]
+    if context.num_ranks > 1:
+        broadcast_object_list(result)
+    if problem is not None:
+        raise problem
+    (address,) = result
+    if not isinstance(address, Address):
+        raise SetupError(f"the first process could not start a server: {address}")
+    return address
+
+
+def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack) -> Address:
+    policy = context.models["policy"]
+    merged = why_merged(context, settings.serve)
+    configs = getattr(policy, "peft_config", {}) if merged is None else {}
+    ranks = [config.r for config in configs.values()]
+    program = Program(
+        settings=settings.serve,
+        model=str(policy_of(context).config._name_or_path),
+        weights_dir=weights_folder(settings, context.run_dir),
+        lora_rank=lora_room(max(ranks)) if ranks else None,
+    )
+    folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="truing-vllm-"))
+    running = Running.start(program, Path(folder) / "inside", context.run_dir / LOG)
+    opened.callback(running.stop)
+    running.wait_until_healthy(settings.serve.start_timeout)
+    return running.address

@@ -1,0 +1,97 @@
+"""What `truing vllm-serve` does: start, wait until healthy, write down where and with which token, stay, end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from truing import ConfigError, SetupError, TrainConfig
+from truing.config import load_config
+from truing.data.paths import local_path
+from truing.registry import Registry
+from truing_vllm.address import Entry, written_down
+from truing_vllm.backend import VllmRollout
+from truing_vllm.opening import weights_folder
+from truing_vllm.program import Program, Running
+from truing_vllm.settings import ServeSettings
+from truing_vllm.trainer import LORA_RANKS, lora_room
+
+_POLL_SECONDS = 0.5
+
+
+def program_of(config: TrainConfig) -> Program:
+    """Return the server that a configuration asks for. Raises ConfigError where its rollout is not vllm."""
+    backend = None if config.rollout is None else config.rollout.backend
+    if not isinstance(backend, VllmRollout):
+        named = "nothing" if backend is None else f"{backend.name!r}"
+        raise ConfigError(f"rollout is {named}; `truing vllm-serve` serves a run whose rollout is vllm: set rollout.name: vllm")
+    adapter, model = config.model.adapter, config.model
+    room = None
+    if adapter is not None and backend.serve.data_parallel_size == 1 and not adapter.modules_to_save:
+        room = lora_room(adapter.r)
+    return Program(
+        settings=backend.serve,
+        model=str(local_path(model.name, config.base_dir) or model.name),
+        revision=model.revision,
+        tokenizer=None if model.tokenizer is None else str(local_path(model.tokenizer, config.base_dir) or model.tokenizer),
+        trust_remote_code=model.trust_remote_code,
+        weights_dir=weights_folder(backend, config.output.dir),
+        lora_rank=room,
+    )
+
+
+def serve(path: Path, overrides: Sequence[str]) -> None:
+    """Serve a configuration's run until SIGINT or SIGTERM. Raises ConfigError, and SetupError where the server dies."""
+    config = load_config(path, overrides, registry=Registry.load())
+    program, run_dir = program_of(config), config.output.dir
+    if config.model.adapter is not None and program.lora_rank is None:
+        click.echo(
+            f"the adapter will be merged: vLLM takes ranks up to {LORA_RANKS[-1]}, no modules_to_save, and one copy of the model"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="truing-vllm-") as folder, _signals() as asked_to_stop:
+        running = Running.start(program, Path(folder) / "inside", run_dir / f"vllm-server-{_short(program.settings)}.log")
+        try:
+            click.echo(f"starting vllm serve {program.model}; its log is {running.log}")
+            running.wait_until_healthy(program.settings.start_timeout)
+            entry = Entry(url=running.address.url, token=running.token, pid=os.getpid())
+            with written_down(run_dir, entry) as file:
+                click.echo(f"serving at {entry.url}; {file} has the token. Ctrl-C ends it")
+                _stay(running, asked_to_stop)
+        finally:
+            running.stop()
+
+
+def _short(settings: ServeSettings) -> str:
+    """Return what tells a server's log from those of others of the run."""
+    return str(settings.port) if settings.uds is None else settings.uds.stem
+
+
+def _stay(running: Running, asked_to_stop: threading.Event) -> None:
+    while not asked_to_stop.wait(_POLL_SECONDS):
+        if running.process.poll() is not None:
+            raise SetupError(f"vllm serve ended with code {running.process.returncode}; its log ends:\n{running.log_end()}")
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Note SIGINT and SIGTERM, in the block, instead of ending for them."""
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,150 @@
+"""The trainer's side of a push: the policy's weights into files, and what they say about the probe's prompt."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from truing import OpenContext, RolloutError, WeightSource
+from truing.model.attention import own_attention
+from truing.model.lent import lent
+from truing_vllm.probe import TEMPERATURE, Probe
+from truing_vllm.settings import ServeSettings
+
+SHARD_BYTES = 1 << 30
+KEPT = 2
+"""Versions whose files stay: the newest, which a server that comes back is given, and the one before."""
+PROBE_TEXT = "Alignment by trial: a wheel is trued spoke by spoke, until 2 + 2 = 4 and the rim runs straight."
+PROBE_TOKENS = 32
+FLOAT32_TOLERANCE, OTHER_TOLERANCE = 1e-3, 0.1
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Those that vLLM has room for; a rank between two takes the room of the larger."""
+
+
+def policy_of(context: OpenContext) -> PreTrainedModel:
+    """Return the policy, with an adapter's layers in it if there are any."""
+    policy = context.models["policy"]
+    model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def is_sharded(context: OpenContext) -> bool:
+    """Return whether the policy's weights are spread over processes, so that reading them takes all of these."""
+    return any(isinstance(weight, DTensor) for weight in context.models["policy"].parameters())
+
+
+def end_tokens(context: OpenContext) -> list[int]:
+    """Return the tokens that end a completion: those of the model's generation configuration and the tokenizer's."""
+    config = policy_of(context).generation_config
+    named: Any = None if config is None else config.eos_token_id
+    own = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return sorted({int(token) for token in (*own, context.tokenizer.eos_token_id) if token is not None})
+
+
+def lora_room(rank: int) -> int | None:
+    """Return the least rank that vLLM has room for and that holds this one; None where there is none."""
+    return next((room for room in LORA_RANKS if room >= rank), None)
+
+
+def why_merged(context: OpenContext, serve: ServeSettings) -> str | None:
+    """Return why the policy's adapter is merged into all weights, rather than pushed alone; None where it is not, or none is."""
+    policy = context.models["policy"]
+    if not isinstance(policy, PeftModel):
+        return None
+    if serve.data_parallel_size > 1:
+        return "a server with data_parallel_size > 1 loads adapters into one copy only"
+    if len(policy.peft_config) > 1:
+        return "it is more than one"
+    (config,) = policy.peft_config.values()
+    if getattr(config, "use_dora", False):
+        return "vLLM has no DoRA"
+    if getattr(config, "modules_to_save", None):
+        return "modules_to_save trains whole modules beside it"
+    ranks = [getattr(config, "r", None), *(getattr(config, "rank_pattern", None) or {}).values()]
+    if any(not isinstance(rank, int) or lora_room(rank) is None for rank in ranks):
+        return f"its rank is {ranks[0]}, and vLLM takes 1 to {LORA_RANKS[-1]}"
+    return None
+
+
+def make_probe(context: OpenContext, serve: ServeSettings, tolerance: float | None) -> Probe:
+    """Return the probe for the policy's weights as they are; where these are spread over processes, all must call this."""
+    model = policy_of(context)
+    prompt = list(context.tokenizer.encode(PROBE_TEXT, add_special_tokens=False))[:PROBE_TOKENS]
+    if len(prompt) < 2:
+        prompt = [0, 0]
+    ids = torch.tensor([prompt], device=context.device)
+    with lent(model, own_attention(model)):
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
+    logps = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+    both_float32 = serve.dtype in ("float32", "float") and model.dtype == torch.float32
+    return Probe(
+        prompt=prompt,
+        prompt_logps=logps.tolist(),
+        next_logps=(logits[-1] / TEMPERATURE).log_softmax(-1).tolist(),
+        tolerance=tolerance or (FLOAT32_TOLERANCE if both_float32 else OTHER_TOLERANCE),
+    )
+
+
+@attrs.define(eq=False)
+class WeightFiles:
+    """The folder that weights go through, which is this user's alone: the newest versions of one run."""
+
+    root: Path
+    run: str
+    """What names of versions begin with."""
+
+    def write(self, label: str, source: WeightSource) -> tuple[str, ...]:
+        """Write all parameters of a version and return the files' names below the root. Raises RolloutError for a full disk."""
+        folder = self.root / label
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.chmod(0o700)
+            self._make_room()
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            names = []
+            for number, shard in enumerate(_shards(source)):
+                names.append(f"{label}/weights-{number:05d}.safetensors")
+                save_file(shard, str(self.root / names[-1]))
+        except (OSError, SafetensorError) as error:
+            raise RolloutError(
+                f"weights for the vLLM servers cannot be written to {folder}: {error}; free some space, or set rollout.weights_dir"
+            ) from error
+        return tuple(names)
+
+    def _versions(self) -> list[Path]:
+        return sorted(self.root.glob(f"{self.run}-*"), key=lambda path: path.stat().st_mtime)
+
+    def _make_room(self) -> None:
+        for old in self._versions()[: 1 - KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove all versions of the run."""
+        for folder in self._versions():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shards(source: WeightSource) -> Iterator[dict[str, Tensor]]:
+    """Yield the parameters in lots that fit into memory beside the model; copies, for safetensors takes no tied ones."""
+    shard: dict[str, Tensor] = {}
+    held = 0
+    for name, weight in source.parameters():
+        if held and held + weight.nbytes > SHARD_BYTES:
+            yield shard
+            shard, held = {}, 0
+        shard[name] = weight.detach().to("cpu", copy=True).contiguous()
+        held += weight.nbytes
+    yield shard

@@ -1,0 +1,67 @@
+"""What the tests of servers share: a live backend for a fake server, requests, and the trainer's view of a completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from tests.rollouts.fake_vllm import FakeVllm
+from truing import Completion, OpenContext, RolloutRequest, Sampling
+from truing.testing import fake_context, tiny_model
+from truing_vllm import ServeSettings, VllmRollout
+from truing_vllm.live import LiveVllm
+from truing_vllm.opening import open_live
+
+FLOAT32 = ServeSettings(dtype="float32")
+
+
+def request_of(
+    id: str = "a", prompt: tuple[int, ...] = (5, 6, 7), seeds: tuple[int, ...] = (1, 2), **sampling: Any
+) -> RolloutRequest:
+    return RolloutRequest(id=id, prompt_ids=prompt, seeds=seeds, sampling=Sampling(**{"max_completion_length": 6, **sampling}))
+
+
+def plain_logps(model: torch.nn.Module, completion: Completion, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of a completion by one pass over its sequence alone."""
+    ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(completion.prompt_ids) - 1 : -1]
+    return (logits / temperature).log_softmax(-1).gather(-1, ids[0, len(completion.prompt_ids) :, None]).squeeze(-1)
+
+
+def moved(model: torch.nn.Module, by: float = 0.05) -> None:
+    """Change every weight, as a training step does."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * by)
+
+
+@attrs.frozen
+class Rig:
+    """A fake server, and the live backend of a run beside it."""
+
+    fake: FakeVllm
+    live: LiveVllm
+    context: OpenContext
+
+    @property
+    def policy(self) -> torch.nn.Module:
+        return self.context.models["policy"]
+
+
+@contextmanager
+def rig(folder: Path, *, context: OpenContext | None = None, fake: dict[str, Any] | None = None, **settings: Any) -> Iterator[Rig]:
+    context = context or fake_context(folder)
+    given = {"timeout": 20.0, "serve": FLOAT32, **settings}
+    with FakeVllm(tiny_model(context.tokenizer, seed=1), folder / "vllm-weights", **(fake or {})) as server:
+        live = open_live(VllmRollout(server=server.url, token=server.token, **given), context)
+        try:
+            yield Rig(server, live, context)
+        finally:
+            live.close()
