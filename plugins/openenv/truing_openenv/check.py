@@ -23,10 +23,10 @@ def env_check(url: str, seed: int, turns: int, sessions: int, seconds: float, ti
     from truing_openenv.report import print_report
 
     try:
-        settings = OpenEnvRollout(url=url, timeout=timeout, reset_timeout=timeout, session_timeout=timeout)
+        settings = OpenEnvRollout(url=url)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    environments = OpenEnvironments.open(settings)
+    environments = OpenEnvironments.open(settings, timeout)
     try:
         print_report(environments, seed=seed, turns=turns, sessions=sessions, seconds=seconds)
     finally:

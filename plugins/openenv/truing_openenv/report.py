@@ -141,7 +141,7 @@ class _Report:
     async def _trip(self, session: Session, turn: Turn, rng: random.Random) -> Turn:
         server = self.environments.server
         if turn.done:
-            return await session.reset({"seed": rng.randrange(2**31)}, server.reset_timeout)
+            return await session.reset({"seed": rng.randrange(2**31)}, server.timeout)
         try:
             return await session.step(self._action(rng), server.timeout)
         except InvalidActionError:
