@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -151,7 +153,28 @@ def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def last_line(live: Any, request: RolloutRequest) -> str:
-    """Return the last message that the policy reads, without markup."""
-    text = live.tokenizer.decode(list(request.prompt_ids))
-    return text.rsplit("<|im_start|>", 2)[-2].partition("\n")[2].removesuffix("<|im_end|>\n")
+TOKENIZER = tiny_tokenizer()
+
+
+def up_from(start):
+    """Guess `start`, and one more each time that it was told higher."""
+
+    def say(request):
+        text = TOKENIZER.decode(list(request.prompt_ids))
+        return str(start + len(re.findall("user\nhigher", text)))
+
+    return say
+
+
+def by_sample(live, *requests):
+    found = {(one.request_id, one.index): one for one in live.generate(requests)}
+    assert len(found) == sum(request.n for request in requests)
+    return found
+
+
+def module_of(live):
+    return vars(sys.modules[live.stage.environments.make.__module__])
+
+
+def text_of(ids):
+    return TOKENIZER.decode(list(ids))

@@ -135,6 +135,22 @@ def test_templates_that_render_history_otherwise_are_found_out(template, tools, 
     assert renderer(template, tools).rewritten == expected
 
 
+@pytest.mark.parametrize(("template", "hides"), [(CHAT_TEMPLATE, True), (TOOLS_TEMPLATE, False)])
+def test_templates_that_do_not_tell_of_tools_are_found_out(template, hides):
+    assert renderer(template, [SCHEMA]).hides_tools is hides
+    assert not renderer(template).hides_tools
+
+
+def test_a_template_that_leaves_out_what_is_said_beside_a_call_rewrites_history():
+    only_calls = TOOLS_TEMPLATE.replace("{{ message.content }}", "{% if not message.tool_calls %}{{ message.content }}{% endif %}")
+    assert renderer(only_calls, [SCHEMA]).rewritten == ("tool",)
+
+
+def test_a_template_that_takes_no_conversation_renders_each_as_a_whole():
+    chat = renderer("{% if messages | length > 1 %}{{ raise_exception('one message') }}{% endif %}{{ messages[0].content }}")
+    assert chat.rewritten == ("user",)
+
+
 def test_a_template_that_ends_turns_without_a_special_token_goes_on_behind_the_end_token():
     chat = renderer(WITHOUT_END)
     tokenizer = chat.encoder.tokenizer

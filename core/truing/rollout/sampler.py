@@ -47,7 +47,8 @@ class Group:
     @property
     def oldest(self) -> int | None:
         """The oldest version of the weights that sampled a token; None where the backend does not say."""
-        return min((span.version for completion in self.completions for span in completion.versions), default=None)
+        spans = [span for one in self.completions for row in (one.versions, *(fork.versions for fork in one.forks)) for span in row]
+        return min((span.version for span in spans), default=None)
 
     def totals(self, weights: Sequence[float]) -> list[float]:
         """Return the weighted sum of each completion's rewards; those that do not apply add nothing."""
