@@ -57,6 +57,7 @@ class FakeVllm:
     ) -> None:
         self.base, self.weights_dir, self.token, self.scale_out, self.guarded = model, weights_dir, token, scale_out, guarded
         self.token_seconds = token_seconds
+        self.max_model_len = 512
         self.faults: deque[Fault] = deque()
         """Of the next completions, one each."""
         self.fail_updates = 0
@@ -196,6 +197,8 @@ class FakeVllm:
             await asyncio.Event().wait()
         if fault in ("429", "500"):
             return Reply({"error": "spoilt"}, int(fault))
+        if len(prompt) + params["max_tokens"] > self.max_model_len:
+            return Reply({"error": "maximum context length"}, 400)
         name = body.get("model")
         if name not in (None, "policy", *self.state.adapters):
             return Reply({"error": f"no model {name}"}, 404)
@@ -237,7 +240,10 @@ class FakeVllm:
             await asyncio.sleep(self.token_seconds)
             await self.state.running.wait()
             temperature = params["temperature"] or 1.0
-            scores = (self._logits([*prompt, *tokens], name)[-1] / temperature).log_softmax(-1)
+            logits = self._logits([*prompt, *tokens], name)[-1] / temperature
+            if params["top_k"]:
+                logits[logits < logits.topk(params["top_k"]).values[-1]] = -torch.inf
+            scores = logits.log_softmax(-1)
             drawn = scores.exp().multinomial(1, generator=generator) if params["temperature"] else scores.argmax().unsqueeze(0)
             tokens.append(int(drawn))
             logps.append(float(scores[drawn]))
