@@ -27,5 +27,7 @@ class OpenContext:
     """Which of the run's processes this is; the first is 0."""
     num_ranks: int = 1
     """How many processes the run has."""
+    environment_timeout: float = 60.0
+    """Seconds that an environment may take to answer (rollout.environment_timeout)."""
     config_dir: Path = Path()
     """The folder of the configuration file, which relative names in it refer to."""

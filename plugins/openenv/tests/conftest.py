@@ -10,9 +10,6 @@ from tests.rollouts.fake_openenv import FakeServer
 from truing_openenv import OpenEnvRollout
 from truing_openenv.environments import OpenEnvironments
 
-QUICK = {"timeout": 2.0, "reset_timeout": 2.0, "session_timeout": 5.0, "max_sessions": 4}
-"""Deadlines that a test can wait for."""
-
 
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
@@ -26,8 +23,9 @@ def opened(fake) -> Iterator[Callable[..., OpenEnvironments]]:
     """Opens the environments of a server, the fake one by default."""
     made: list[OpenEnvironments] = []
 
-    def open_(server: FakeServer = fake, num_ranks: int = 1, **settings: Any) -> OpenEnvironments:
-        made.append(OpenEnvironments.open(OpenEnvRollout(url=server.url, **{**QUICK, **settings}), num_ranks))
+    def open_(server: FakeServer = fake, timeout: float = 3.0, num_ranks: int = 1, **settings: Any) -> OpenEnvironments:
+        rollout = OpenEnvRollout(url=server.url, **{"max_sessions": 4, **settings})
+        made.append(OpenEnvironments.open(rollout, timeout, num_ranks))
         return made[-1]
 
     yield open_

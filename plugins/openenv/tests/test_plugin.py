@@ -85,7 +85,7 @@ def test_a_resolved_configuration_gives_it_again(load, tmp_path):
             "engine acts in an environment itself; name a backend that samples, such as transformers or vllm",
         ),
         ({"engin": "transformers"}, "rollout.engin is not a known key; did you mean 'engine'?"),
-        ({"timeout": 0}, "rollout.timeout must be > 0, got 0"),
+        ({"max_sessions": 0}, "rollout.max_sessions must be > 0, got 0"),
     ],
 )
 def test_faults_within_are_named(load, rollout, message):

@@ -31,16 +31,13 @@ class OpenEnvRollout(Rollout):
     reset_columns: tuple[str, ...] = setting(
         (), help="Columns of the row that reset gets under their own names, such as split and index of a task."
     )
-    seed: bool = setting(True, help="Give reset the episode's seed, modulo 2^31; the completions of a prompt have the same.")
+    seed: bool = setting(True, help="Give reset the episode's seed; the completions of a prompt have the same.")
     max_sessions: int | None = setting(
         None, gt=0, help="Most sessions at once, of all processes; null is what the server allows, up to 64."
     )
     max_invalid_actions: int = setting(
         8, gt=0, help="An episode ends with so many actions that cannot be taken; those before are answered with what is wrong."
     )
-    timeout: float = setting(60.0, gt=0, help="Seconds that a step may take.")
-    reset_timeout: float = setting(60.0, gt=0, help="Seconds that a connection, and a reset, may take.")
-    session_timeout: float = setting(600.0, gt=0, help="Seconds to wait for a session where there are as many as there may be.")
 
     def __attrs_post_init__(self) -> None:
         """Raise ValueError for an address that is none, and for an engine that acts in an environment itself."""
@@ -63,4 +60,4 @@ class OpenEnvRollout(Rollout):
         """
         from truing_openenv.environments import OpenEnvironments
 
-        return OpenEnvironments.open(self, num_ranks=context.num_ranks)
+        return OpenEnvironments.open(self, context.environment_timeout, context.num_ranks)

@@ -29,8 +29,6 @@ MOST_SESSIONS = 64
 """Sessions at once, where neither the server nor the configuration says how many."""
 CANCEL_SECONDS = 10.0
 """How long what is given up may take to end."""
-SEEDS = 2**31
-"""Seeds that reset gets are below it: NumPy's and others' take no larger ones."""
 
 
 @attrs.frozen(eq=False)
@@ -52,21 +50,24 @@ class OpenEnvironments(Environments):
     name: str = "openenv"
 
     @classmethod
-    def open(cls, settings: OpenEnvRollout, num_ranks: int = 1) -> OpenEnvironments:
-        """Ask the server what it is. Raises RolloutError where it does not answer, and ConfigError where settings do not fit it."""
+    def open(cls, settings: OpenEnvRollout, timeout: float, num_ranks: int = 1) -> OpenEnvironments:
+        """Ask the server what it is; each of its answers may take `timeout` seconds.
+
+        Raises RolloutError where it does not answer, and ConfigError where settings do not fit it.
+        """
         address = Address.of(settings.url)
         with ExitStack() as stack:
             loop = stack.enter_context(running_loop("truing-openenv"))
-            description = _wait(loop, describe(address, settings.reset_timeout))
+            description = _wait(loop, describe(address, timeout))
             try:
                 has_tools = offers_tools(description.action)
-                tools = _wait(loop, list_tools(address, settings.timeout)) if has_tools else ()
-                capacity = _wait(loop, _share(address, settings, num_ranks))
+                tools = _wait(loop, list_tools(address, timeout)) if has_tools else ()
+                capacity = _wait(loop, _share(address, settings, timeout, num_ranks))
             except SessionError as error:
                 raise RolloutError(f"the OpenEnv server cannot be used: {error}") from error
             actions = ActionReader.of(description.action, settings.action_field)
             observations = ObservationReader.of(description.observations, settings.observation_field)
-            server = Server(address, capacity, settings.timeout, settings.reset_timeout, settings.session_timeout)
+            server = Server(address, capacity, timeout)
             stack.callback(lambda: _wait(loop, _finish(server)))
             return cls(settings, server, description, actions, observations, tools, capacity, loop, stack.pop_all())
 
@@ -95,10 +96,10 @@ def offers_tools(action: Schema) -> bool:
     return not action.fields or {"tool_name", "arguments"} <= action.fields.keys()
 
 
-async def _share(address: Address, settings: OpenEnvRollout, num_ranks: int) -> int:
+async def _share(address: Address, settings: OpenEnvRollout, timeout: float, num_ranks: int) -> int:
     """Return how many sessions at once are this process's."""
     wanted = settings.max_sessions or MOST_SESSIONS
-    room, allowed = await find_room(address, wanted, settings.reset_timeout)
+    room, allowed = await find_room(address, wanted, timeout)
     if num_ranks > 1:  # other processes ask at the same time, so that what is free now says little
         room = min(wanted, allowed or wanted)
     return max(1, room // num_ranks)
@@ -139,9 +140,10 @@ class OpenEnvironment(Environment):
             )
         data = {name: columns[name] for name in self._all.settings.reset_columns}
         if self._all.settings.seed:
-            data = {"seed": seed % SEEDS, **data}
+            data = {"seed": seed, **data}
         turn = await self._there(self._begin(data))
-        return self._observation(turn)
+        text = self._all.observations(turn)
+        return self._observation(turn, [{"role": "user", "content": text}] if text else [])
 
     async def step(self, message: Message) -> Observation:
         """Act by what the policy wrote: its text, or the tools that it calls; a turn without a call ends an episode of tools.
@@ -173,7 +175,7 @@ class OpenEnvironment(Environment):
         except InvalidActionError as error:
             self._invalid += 1
             return self._answer([{"role": "user", "content": f"Invalid action: {error}"}])
-        return self._observation(turn)
+        return self._observation(turn, [{"role": "user", "content": self._all.observations(turn)}])
 
     async def _call_tools(self, message: Message) -> Observation:
         calls = message.get("tool_calls") or ()
@@ -194,11 +196,9 @@ class OpenEnvironment(Environment):
             done = done or turn.done
         return self._answer(messages, reward=sum(rewards) if rewards else None, done=done)
 
-    def _observation(self, turn: Turn) -> Observation:
+    def _observation(self, turn: Turn, messages: Sequence[Message]) -> Observation:
         self._last = turn.fields
-        text = self._all.observations(turn)
-        reward = None if turn.reward is None else float(turn.reward)
-        return self._answer([{"role": "user", "content": text}] if text else [], reward=reward, done=turn.done)
+        return self._answer(messages, reward=None if turn.reward is None else float(turn.reward), done=turn.done)
 
     def _answer(self, messages: Sequence[Message], reward: float | None = None, done: bool = False) -> Observation:
         """Return an observation that also ends the episode of a policy that has given too many invalid actions."""

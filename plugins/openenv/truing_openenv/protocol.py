@@ -18,8 +18,12 @@ class SessionError(Exception):
     """A session cannot go on: what its server did instead of answering."""
 
 
+class UnreachableError(SessionError):
+    """There is nobody to connect to."""
+
+
 class LostSessionError(SessionError):
-    """There is no connection, or none any more."""
+    """The connection is gone."""
 
 
 class ExecutionError(SessionError):

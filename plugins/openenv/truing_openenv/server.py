@@ -8,12 +8,20 @@ from typing import Any
 
 import attrs
 
+from truing.errors import RolloutError
 from truing_openenv.address import Address
-from truing_openenv.protocol import FullServerError, InvalidActionError, LostSessionError, SessionError, Turn
+from truing_openenv.protocol import (
+    FullServerError,
+    InvalidActionError,
+    LostSessionError,
+    SessionError,
+    Turn,
+    UnreachableError,
+)
 from truing_openenv.session import Session
 
 RECONNECTIONS = 3
-"""How often a session that is lost before its episode begins is tried anew."""
+"""How often a session is tried anew that is lost before its episode has begun."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
 """Seconds between tries, each pause twice the one before."""
 
@@ -25,11 +33,7 @@ class Server:
     address: Address
     capacity: int
     timeout: float
-    """Seconds that a step may take."""
-    reset_timeout: float
-    """Seconds that a connection, and a reset, may take."""
-    session_timeout: float
-    """Seconds to wait for a session where there are as many as there may be."""
+    """Seconds that a step may take, and the beginning of an episode: the wait for a place, the connection and the reset."""
     opened: int = attrs.field(default=0, init=False)
     """Sessions that have begun."""
     refused: int = attrs.field(default=0, init=False)
@@ -46,18 +50,18 @@ class Server:
         return len(self._open)
 
     async def begin(self, data: Mapping[str, Any]) -> tuple[Session, Turn]:
-        """Return a session in which an episode has begun, and the first observation. Raises SessionError."""
-        started = asyncio.get_running_loop().time()
+        """Return a session in which an episode has begun, and the first observation.
+
+        Raises SessionError, and RolloutError where there is no server all the time.
+        """
+        deadline = _now() + self.timeout
         try:
-            async with asyncio.timeout(self.session_timeout):
+            async with asyncio.timeout_at(deadline):
                 await self._places.acquire()
         except TimeoutError:
-            raise SessionError(
-                f"none of {self.capacity} sessions at {self.address} was free within {self.session_timeout:g} s; episodes take "
-                "longer than rollout.session_timeout, or max_sessions is too small"
-            ) from None
+            raise SessionError(f"none of {self.capacity} sessions at {self.address} was free within {self.timeout:g} s") from None
         try:
-            session, turn = await self._patiently(data, started + self.session_timeout)
+            session, turn = await self._patiently(data, deadline)
         except BaseException:
             self._places.release()
             raise
@@ -66,26 +70,31 @@ class Server:
         return session, turn
 
     async def _patiently(self, data: Mapping[str, Any], deadline: float) -> tuple[Session, Turn]:
-        """Connect and reset; again where the server has no room yet, until the deadline, and where a connection was lost."""
-        lost, pause = 0, FIRST_PAUSE
+        """Connect and reset; again where there is no server or no room yet, until the deadline, and where a connection was lost."""
+        losses, pause = 0, FIRST_PAUSE
         while True:
             try:
-                return await self._try(data)
+                return await self._try(data, deadline)
+            except UnreachableError as error:
+                if _now() + pause > deadline:
+                    raise RolloutError(
+                        f"{error}, for {self.timeout:g} s; start the server again, and continue with --resume"
+                    ) from None
             except FullServerError as error:
                 self.refused += 1
-                if asyncio.get_running_loop().time() + pause > deadline:
-                    raise SessionError(f"{error}; waited {self.session_timeout:g} s (rollout.session_timeout)") from None
+                if _now() + pause > deadline:
+                    raise SessionError(f"{error}; waited {self.timeout:g} s") from None
             except LostSessionError:
-                lost += 1
-                if lost > RECONNECTIONS:
+                losses += 1
+                if losses > RECONNECTIONS:
                     raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _try(self, data: Mapping[str, Any]) -> tuple[Session, Turn]:
-        session = await Session.open(self.address, self.reset_timeout)
+    async def _try(self, data: Mapping[str, Any], deadline: float) -> tuple[Session, Turn]:
+        session = await Session.open(self.address, deadline - _now())
         try:
-            return session, await session.reset(data, self.reset_timeout)
+            return session, await session.reset(data, deadline - _now())
         except BaseException:
             await session.close()
             raise
@@ -102,6 +111,10 @@ class Server:
     async def end_all(self) -> None:
         """Close all sessions."""
         await asyncio.gather(*map(self.end, tuple(self._open)))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def find_room(address: Address, wanted: int, timeout: float) -> tuple[int, int | None]:

@@ -12,7 +12,16 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.frames import CloseCode
 
 from truing_openenv.address import Address
-from truing_openenv.protocol import MOST_BYTES, LostSessionError, SessionError, Turn, check_state, read_turn, request
+from truing_openenv.protocol import (
+    MOST_BYTES,
+    LostSessionError,
+    SessionError,
+    Turn,
+    UnreachableError,
+    check_state,
+    read_turn,
+    request,
+)
 
 CLOSE_SECONDS = 5.0
 """How long a server has to end a session that it was told to end."""
@@ -28,7 +37,7 @@ class Session:
 
     @classmethod
     async def open(cls, address: Address, timeout: float) -> Self:
-        """Connect. Raises LostSessionError where that fails. Whether there is room for a session, the first answer says."""
+        """Connect. Raises UnreachableError where that fails. Whether there is room for a session, the first answer says."""
         try:
             async with asyncio.timeout(timeout):
                 connection = await connect(
@@ -41,9 +50,9 @@ class Session:
                     max_size=MOST_BYTES,
                 )
         except TimeoutError:
-            raise SessionError(f"{address} did not open a connection within {timeout:g} s") from None
+            raise UnreachableError(f"{address} did not open a connection within {timeout:.3g} s") from None
         except (OSError, WebSocketException) as error:
-            raise LostSessionError(f"cannot connect to {address}: {str(error) or type(error).__name__}") from error
+            raise UnreachableError(f"cannot connect to {address}: {str(error) or type(error).__name__}") from error
         return cls(connection, address)
 
     async def reset(self, data: Mapping[str, Any], timeout: float) -> Turn:
@@ -84,7 +93,7 @@ class Session:
                     await self._connection.send(message)
                 answer = await self._connection.recv()
         except TimeoutError:
-            raise SessionError(f"{self._address} did not answer a {type_} within {timeout:g} s") from None
+            raise SessionError(f"{self._address} did not answer a {type_} within {timeout:.3g} s") from None
         except ConnectionClosed as error:
             raise self._lost(type_, error) from error
         self._failed = False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from truing import ConfigError
+from truing.config import dump_config, load_config
 from truing.registry import Registry
 from truing_vllm import ServeSettings, VllmRollout
 from truing_vllm.address import Address
@@ -95,7 +97,18 @@ def test_an_address_that_others_reach_needs_a_token_that_somebody_chose(host):
     ],
 )
 def test_where_a_server_is_reached(given, url):
-    from pathlib import Path
-
     settings = {key: Path(value) if key == "uds" else value for key, value in given.items()}
     assert ServeSettings(**settings).url == url
+
+
+def test_settings_may_be_written_down_and_read_again(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "method: grpo\nmodel: {name: m}\ndata: {path: d.jsonl, format: text}\nrewards: [default]\noutput: {dir: o}\n"
+        "rollout: {name: vllm, server: [http://a:1, http://b:2], serve: {uds: /a/v.sock, args: [--seed, '3'], max_loras: 2}}\n"
+    )
+    registry = Registry.load()
+    config = load_config(path, registry=registry)
+    path.write_text(dump_config(config))
+    assert load_config(path, registry=registry) == config
+    assert config.rollout.backend.serve == ServeSettings(uds=Path("/a/v.sock"), args=("--seed", "3"), max_loras=2)
