@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tests.core.conversations import FORGETS_THINKING, TOOLS_TEMPLATE, user
 from truing.data.encode import Encoder
@@ -88,6 +92,24 @@ def test_what_is_appended_turn_by_turn_is_what_the_template_renders_as_a_whole(t
         row = (*row, *follows.ids)
         history += messages
     assert row == rendered(tokenizer, history)
+
+
+def test_a_tokenizer_that_begins_a_text_with_a_space_puts_none_behind_a_turn():
+    """As those of SentencePiece do: the space is there where the text begins, and not after a special token."""
+    special = ["<pad>", "<bos>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: index for index, token in enumerate([*special, "▁", "\n", *string.ascii_lowercase])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", extra_special_tokens=["<|im_start|>"], chat_template=CHAT_TEMPLATE
+    )
+    assert tokenizer.tokenize("a") == ["▁", "a"]
+    chat = ChatRenderer(Encoder(tokenizer, Layout.ROLLOUT))
+    history = [user("q"), assistant("a")]
+    row = (*rendered(tokenizer, history[:1]), *tokenizer.convert_tokens_to_ids(["a", "<|im_end|>"]))
+    follows = chat.go_on(row, history, [user("c")])
+    assert (*row, *follows.ids) == rendered(tokenizer, [*history, user("c")])
 
 
 def test_prompts_with_messages_and_tools_behind_them_are_rendered_as_one():

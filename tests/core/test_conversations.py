@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from tests.core.conversations import (
     FORGETS_THINKING,
+    GUESS,
     TOKENIZER,
     ask,
     by_sample,
     module_of,
+    opened,
     text_of,
     up_from,
     user,
 )
 from truing.rollout import Completion
 from truing.rollout.conversation.episode import turn_seed
+from truing.rollout.functions import FunctionRollout
 from truing.testing import FakeWeights, tiny_model
 
 
@@ -142,6 +145,19 @@ def test_prompts_of_plain_text_are_followed_by_text(play, server):
     [one] = live.generate([ask(live, "Play! ")])
     assert text_of(one.prompt_ids) == "Play! Guess (1)."
     assert text_of(one.token_ids) == "2<|im_end|>higher3<|im_end|>" and counted(one) == "2<|im_end|>3<|im_end|>"
+
+
+def test_a_plain_function_may_write_the_turns(tmp_path):
+    """Its strings are tokenised, without log-probabilities: the trainer computes them."""
+    (tmp_path / "mine.py").write_text(
+        "def count(model, processing_class, prompts, generation_config=None):\n"
+        "    return [str(2 + prompt.count('user\\nhigher')) for prompt in prompts]\n"
+    )
+    (tmp_path / "guess.py").write_text(GUESS)
+    live = opened(tmp_path, None, backend=FunctionRollout(name="mine.count", base_dir=tmp_path), environment="guess.Guess")
+    [one] = live.generate([ask(live, [user("Play.")])])
+    live.close()
+    assert (one.finish_reason, one.text, one.token_logps, counted(one)) == ("stop", "2\n3", None, "2<|im_end|>3<|im_end|>")
 
 
 def test_new_weights_reach_the_engine(play, server):

@@ -139,7 +139,8 @@ def test_a_run_with_tools(tmp_path):
 
 
 def test_a_run_whose_template_rewrites_history_trains_on_all_rows(tmp_path, capsys):
-    state = align(tmp_path / "run", template=REWRITES, max_steps=2)
+    rewards = ["environment", {"name": "length", "target": 5, "weight": 0.01}]  # the second in a process of its own
+    state = align(tmp_path / "run", template=REWRITES, rewards=rewards, max_steps=2)
     assert "the chat template renders history otherwise before messages of user" in capsys.readouterr().out
     lines = completions(tmp_path / "run")
     assert all(line["rows"] == 2 and line["turns"] == 2 for line in lines)
@@ -161,6 +162,9 @@ def test_log_probabilities_of_forks_are_those_of_plain_passes(tmp_path):
         sampling=Sampling(max_completion_length=80),
     )
     found = list(live.generate([request]))
+    other = attrs.evolve(request, id="other", seeds=(3, 2))
+    beside = {(one.request_id, one.index): one for one in live.generate([other, request])}
+    assert all(beside["r", one.index].token_ids == one.token_ids for one in found)  # whatever is sampled beside it
     live.close()
     model = context.models["policy"]
     for completion in found:

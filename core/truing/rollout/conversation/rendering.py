@@ -103,12 +103,18 @@ class ChatRenderer:
         if all(self.keeps_history(str(message["role"])) for message in messages):
             follows = self._behind(str(messages[0]["role"]), ANSWERS[0], messages)
             if follows is not None:
-                return Continuation(self.encoder.tokenize([follows])[0])
+                return Continuation(self._behind_a_turn(follows))
         text = self._text([*history, *messages], add_generation_prompt=True)
         there = str(self.encoder.tokenizer.decode(list(row), skip_special_tokens=False))
         if text.startswith(there):
-            return Continuation(self.encoder.tokenize([text[len(there) :]])[0])
+            return Continuation(self._behind_a_turn(text[len(there) :]))
         return Continuation(self.encoder.tokenize([text])[0], anew=True)
+
+    def _behind_a_turn(self, text: str) -> TokenIds:
+        """Return the tokens of a text as they are behind the end of a turn; some tokenizers begin a text with a space."""
+        end = self.encoder.turn_end.rstrip()
+        before, ids = self.encoder.tokenize([end, end + text])
+        return ids[len(before) :] if ids[: len(before)] == before else self.encoder.tokenize([text])[0]
 
     def keeps_history(self, role: str) -> bool:
         """Return whether a message of this role leaves what was written before it as it was, with thinking and without."""
