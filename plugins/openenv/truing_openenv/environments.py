@@ -174,7 +174,7 @@ class OpenEnvironment(Environment):
             turn = await self._take(self._all.actions(text))
         except InvalidActionError as error:
             self._invalid += 1
-            return self._answer([{"role": "user", "content": f"Invalid action: {error}"}])
+            return self._answer([{"role": "user", "content": f"Invalid action: {error}"}], reward=self._all.settings.invalid_reward)
         return self._observation(turn, [{"role": "user", "content": self._all.observations(turn)}])
 
     async def _call_tools(self, message: Message) -> Observation:
@@ -188,6 +188,7 @@ class OpenEnvironment(Environment):
                 turn = await self._take({"type": "call_tool", "tool_name": name, "arguments": arguments})
             except InvalidActionError as error:
                 self._invalid += 1
+                rewards.append(self._all.settings.invalid_reward)
                 messages.append(_from_tool(call, f"error: {error}"))
                 continue
             self._last = turn.fields
