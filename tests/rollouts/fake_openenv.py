@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -264,3 +265,9 @@ class FakeServer:
         if type_ == "state":
             return {"type": "state", "data": environment.state()}
         return failure("UNKNOWN_TYPE", f"Unknown message type: {type_}")
+
+
+if __name__ == "__main__":
+    with FakeServer(port=int(sys.argv[1])):
+        print("ready", flush=True)
+        threading.Event().wait()

