@@ -1,4 +1,4 @@
-"""An OpenEnv server of number guessing: find a number from 0 to 9, told after each guess whether to go higher or lower.
+"""An OpenEnv server of number guessing: after each guess the policy is told whether to go higher or lower.
 
 It runs in an environment of its own, which has openenv: `python examples/openenv/guess_server.py --port 8000`.
 """
@@ -13,8 +13,8 @@ import uvicorn
 from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
 from pydantic import Field
 
-HIGHEST = 9
-GUESSES = 5
+HIGHEST = 40
+GUESSES = 3
 SESSIONS = 64
 
 
@@ -31,34 +31,33 @@ class Hint(Observation):
 
 
 class GuessEnvironment(Environment[Guess, Hint, State]):
-    """Guess a number from 0 to 9. The earlier the guess is right, the more it is worth: 1.0, 0.8, ... 0.2."""
+    """Find a number from 0 to 40 in three guesses. The first one is worth 1, the second two thirds, the third one third."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
     def __init__(self) -> None:
         """Begin without a number; reset chooses one."""
         super().__init__()
-        self.target = 0
+        self.number = 0
         self.guesses = 0
 
-    def reset(self, seed: int | None = None, episode_id: str | None = None, **options: Any) -> Hint:
-        """Choose a number: the option `target`, or one drawn by the seed."""
-        self.target = options.get("target", random.Random(seed).randint(0, HIGHEST))
+    def reset(self, seed: int | None = None, episode_id: str | None = None, answer: str | None = None, **_: Any) -> Hint:
+        """Choose the number: the answer to the question in the prompt, where there is one, else any, by the seed."""
+        self.number = random.Random(seed).randint(0, HIGHEST) if answer is None else int(answer)
         self.guesses = 0
-        return Hint(hint=f"Guess 0 to {HIGHEST}.")
+        return Hint(hint=f"Guess 0 to {HIGHEST}." if answer is None else "")
 
     def step(self, action: Guess, timeout_s: float | None = None, **_: Any) -> Hint:
         """Compare a guess with the number. The episode ends when it is right, and after the last guess."""
         self.guesses += 1
-        if action.guess == self.target:
+        if action.guess == self.number:
             return Hint(hint="right", reward=1 - (self.guesses - 1) / GUESSES, done=True)
-        hint = "higher" if action.guess < self.target else "lower"
-        return Hint(hint=hint, reward=0.0, done=self.guesses == GUESSES)
+        return Hint(hint="higher" if action.guess < self.number else "lower", reward=0.0, done=self.guesses == GUESSES)
 
     @property
     def state(self) -> State:
         """What only the server knows."""
-        return State(step_count=self.guesses, target=self.target)
+        return State(step_count=self.guesses, number=self.number)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -19,8 +20,8 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-HIGHEST = 9
-GUESSES = 5
+HIGHEST = 40
+GUESSES = 3
 BASE = {"metadata": {"type": "object", "additionalProperties": True, "title": "Metadata"}}
 OBSERVED = {
     "done": {"type": "boolean", "default": False},
@@ -77,18 +78,18 @@ def invalid(field: str, message: str) -> Answer:
 
 
 class Guessing:
-    """What examples/openenv/guess_server.py is: find a number from 0 to 9 in five guesses."""
+    """What examples/openenv/guess_server.py is: find a number from 0 to 40 in three guesses."""
 
     schema: ClassVar[Answer] = {"action": GUESS, "observation": HINT, "state": {"type": "object"}}
 
     def __init__(self) -> None:
-        self.target = self.guesses = 0
+        self.number = self.guesses = 0
 
-    def reset(self, seed: int | None = None, target: int | None = None, **_: Any) -> Answer:
+    def reset(self, seed: int | None = None, answer: str | None = None, **_: Any) -> Answer:
         """Choose the number."""
-        self.target = random.Random(seed).randint(0, HIGHEST) if target is None else target
+        self.number = random.Random(seed).randint(0, HIGHEST) if answer is None else int(answer)
         self.guesses = 0
-        return observation({"hint": f"Guess 0 to {HIGHEST}."})
+        return observation({"hint": f"Guess 0 to {HIGHEST}." if answer is None else ""})
 
     def step(self, action: Answer) -> Answer:
         """Compare a guess with it."""
@@ -100,13 +101,13 @@ class Guessing:
         if not 0 <= guess <= HIGHEST:
             return invalid("guess", f"Input should be less than or equal to {HIGHEST}")
         self.guesses += 1
-        if guess == self.target:
+        if guess == self.number:
             return observation({"hint": "right"}, reward=1 - (self.guesses - 1) / GUESSES, done=True)
-        return observation({"hint": "higher" if guess < self.target else "lower"}, reward=0.0, done=self.guesses == GUESSES)
+        return observation({"hint": "higher" if guess < self.number else "lower"}, reward=0.0, done=self.guesses == GUESSES)
 
     def state(self) -> Answer:
         """Tell what no policy may know."""
-        return {"target": self.target}
+        return {"number": self.number}
 
 
 class Calculator:
@@ -264,3 +265,9 @@ class FakeServer:
         if type_ == "state":
             return {"type": "state", "data": environment.state()}
         return failure("UNKNOWN_TYPE", f"Unknown message type: {type_}")
+
+
+if __name__ == "__main__":
+    with FakeServer(port=int(sys.argv[1])):
+        print("ready", flush=True)
+        threading.Event().wait()

@@ -80,7 +80,7 @@ def said(observations: list[Any]) -> list[str]:
 def test_what_it_is(start):
     environments = opened(start(Guessing)[0])
     try:
-        assert environments.actions.schema.fields["guess"].items() >= {"type": "integer", "minimum": 0, "maximum": 9}.items()
+        assert environments.actions.schema.fields["guess"].items() >= {"type": "integer", "minimum": 0, "maximum": 40}.items()
         assert {tuple(schema.fields) for schema in environments.description.observations} == {("hint",)}
         assert environments.about.endswith(": a turn gives `guess`: the last number of the text; 2 sessions at once")
     finally:
@@ -88,40 +88,46 @@ def test_what_it_is(start):
 
 
 def test_an_episode(start):
-    """The number of seed 3 is 3."""
+    """The number of seed 3 is 15."""
     environments = opened(start(Guessing)[0])
     try:
-        found = play(environments, "7", "what?", "12", "I say 3")
+        found = play(environments, "27", "what?", "120", "I say 15")
         assert said(found) == [
-            "Guess 0 to 9.",
+            "Guess 0 to 40.",
             "lower",
             "Invalid action: there is no number in it",
-            "Invalid action: guess: Input should be less than or equal to 9",
+            "Invalid action: guess: Input should be less than or equal to 40",
             "right",
         ]
-        assert [(one.reward, one.done) for one in found] == [(None, False), (0.0, False), (None, False), (None, False), (0.8, True)]
-        assert said(play(environments, "3")) == ["Guess 0 to 9.", "right"]
-        lost = play(environments, "0", "0", "0", "0", "0")
-        assert [one.done for one in lost] == [False] * 5 + [True] and lost[-1].reward == 0.0
+        assert [(one.reward, one.done) for one in found] == [
+            (None, False),
+            (0.0, False),
+            (0.0, False),
+            (0.0, False),
+            (1 - 1 / 3, True),
+        ]
+        assert said(play(environments, "15")) == ["Guess 0 to 40.", "right"]
+        lost = play(environments, "0", "0", "0")
+        assert [one.done for one in lost] == [False] * 3 + [True] and lost[-1].reward == 0.0
     finally:
         environments.close()
 
 
 def test_a_task_of_the_row(start):
-    environments = opened(start(Guessing)[0], reset_columns=("target",))
+    environments = opened(start(Guessing)[0], reset_columns=("answer",))
     try:
-        assert said(play(environments, "8", columns={"target": 8})) == ["Guess 0 to 9.", "right"]
+        assert said(play(environments, "8", columns={"answer": "8"})) == ["", "right"]
     finally:
         environments.close()
 
 
 def test_an_error_of_the_environment_ends_the_episode(start):
-    environments = opened(start(Guessing)[0], reset_columns=("target",))
+    environments = opened(start(Guessing)[0], reset_columns=("answer",))
     try:
-        with pytest.raises(SessionError, match=r"answered with EXECUTION_ERROR: .* not supported between instances"):
-            play(environments, "8", columns={"target": "x"})
+        with pytest.raises(SessionError, match="answered with EXECUTION_ERROR: invalid literal for int"):
+            play(environments, "8", columns={"answer": "x"})
         assert environments.server.open_sessions == 0
-        assert said(play(environments, "1", columns={"target": 1}))[-1] == "right"
+        assert said(play(environments, "1", columns={"answer": "1"}))[-1] == "right"
     finally:
         environments.close()
 
@@ -188,13 +194,13 @@ async def exchange(url: str, *texts: str) -> list[Any]:
 def test_messages(start):
     """What the client never sends, or only reads a part of."""
     url = start(Guessing)[0]
-    texts = ['{"type": "state"}', '{"type": "hello"}', '{"type": "reset", "data": {"target": 1}}', '{"type": "step", "data": {}}']
+    texts = ['{"type": "state"}', '{"type": "hello"}', '{"type": "reset", "data": {"answer": "1"}}', '{"type": "step", "data": {}}']
     state, unknown, began, wrong = asyncio.run(exchange(url, *texts))
-    assert state["type"] == "state" and state["data"]["target"] == 0
+    assert state["type"] == "state" and state["data"]["number"] == 0
     assert unknown["data"] == {"message": "Unknown message type: hello", "code": "UNKNOWN_TYPE"}
     assert began == {
         "type": "observation",
-        "data": {"observation": {"metadata": {}, "hint": "Guess 0 to 9."}, "reward": None, "done": False},
+        "data": {"observation": {"metadata": {}, "hint": ""}, "reward": None, "done": False},
     }
     assert wrong["data"]["code"] == "VALIDATION_ERROR" and wrong["data"]["errors"][0]["loc"] == ["guess"]
     assert wrong["data"]["errors"][0]["msg"] == "Field required"

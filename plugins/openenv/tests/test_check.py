@@ -26,10 +26,10 @@ def check(*arguments):
 def test_an_environment_is_shown_played_and_measured(fake):
     result = check(fake.url, "--seed", "1", "--sessions", "3")
     assert result.exit_code == 0, result.output
-    assert re.search(r"Action\n  guess  a whole number from 0 to 9  required", result.output)
+    assert re.search(r"Action\n  guess  a whole number from 0 to 40  required", result.output)
     assert re.search(r"Observation\n  hint  text  required", result.output)
     assert "a turn gives `guess`: the last number" in result.output and "64 sessions at once" in " ".join(result.output.split())
-    assert re.search(r'seed 1\nreset +Guess 0 to 9\. *\n(\{"guess": \d\} +(lower|higher) +reward 0 *\n)+', result.output)
+    assert re.search(r'seed 1\nreset +Guess 0 to 40\. *\n(\{"guess": \d+\} +(lower|higher) +reward 0 *\n)+', result.output)
     assert re.search(r"\d steps, reward [0-9.]+ in all; the environment ended it", result.output)
     assert re.search(r"  1 session +[\d,]+\n +3 sessions +[\d,]+\n", result.output)
     assert all(len(line) <= 80 for line in result.output.splitlines())

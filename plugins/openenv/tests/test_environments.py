@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from tests.rollouts.fake_openenv import Calculator, FakeServer
@@ -21,16 +22,23 @@ async def episode(environment, *texts, columns=None, seed=3):
         await environment.close()
 
 
+def wait_until(true):
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def texts(observations):
     return [[message["content"] for message in one.messages] for one in observations]
 
 
 def test_an_episode_is_played(fake, opened, run):
-    """The number of seed 3 is 3."""
+    """The number of seed 3 is 15."""
     environments = opened()
-    found = run(episode(environments.new(), "5", "1", "I think 3"))
-    assert texts(found) == [["Guess 0 to 9."], ["lower"], ["higher"], ["right"]]
-    assert [(one.reward, one.done) for one in found] == [(None, False), (0.0, False), (0.0, False), (1 - 2 / 5, True)]
+    found = run(episode(environments.new(), "25", "1", "I think 15"))
+    assert texts(found) == [["Guess 0 to 40."], ["lower"], ["higher"], ["right"]]
+    assert [(one.reward, one.done) for one in found] == [(None, False), (0.0, False), (0.0, False), (1 - 2 / 3, True)]
     assert found[-1].extra == {"observation": {"hint": "right"}, "invalid_actions": 0}
     assert all(message["role"] == "user" for one in found for message in one.messages)
     assert environments.server.open_sessions == 0 and environments.server.opened == 1 and not fake.active
@@ -38,33 +46,37 @@ def test_an_episode_is_played(fake, opened, run):
 
 
 def test_an_invalid_action_is_answered_and_the_episode_goes_on(opened, run):
-    found = run(episode(opened().new(), "none", "17", "2.5", "3"))
+    found = run(episode(opened().new(), "none", "77", "2.5", "15"))
     assert texts(found)[1:] == [
         ["Invalid action: there is no number in it"],
-        ["Invalid action: guess: Input should be less than or equal to 9"],
+        ["Invalid action: guess: Input should be less than or equal to 40"],
         ["Invalid action: guess: Input should be a valid integer"],
         ["right"],
     ]
-    assert [one.reward for one in found[1:]] == [None, None, None, 1.0]
+    assert [one.reward for one in found[1:]] == [0.0, 0.0, 0.0, 1.0]
     assert found[-1].done and found[-1].extra["invalid_actions"] == 3
 
 
 def test_many_invalid_actions_end_an_episode(opened, run):
-    found = run(episode(opened(max_invalid_actions=2).new(), "a", "b"))
-    assert [one.done for one in found] == [False, False, True]
+    found = run(episode(opened(max_invalid_actions=2, invalid_reward=-1.0).new(), "a", "b"))
+    assert [(one.done, one.reward) for one in found] == [(False, None), (False, -1.0), (True, -1.0)]
 
 
 def test_the_same_seed_begins_alike_and_columns_choose_a_task(fake, opened, run):
     run(episode(opened().new(), seed=5))
-    run(episode(opened(seed=False, reset_columns=("target", "split")).new(), columns={"target": 4, "split": "b", "answer": "no"}))
-    assert fake.resets == [{"seed": 5}, {"target": 4, "split": "b"}]
-    found = run(episode(opened(reset_columns=["target"]).new(), "4", columns={"target": 4}))
-    assert found[-1].done and fake.resets[-1] == {"seed": 3, "target": 4}
+    run(
+        episode(
+            opened(seed=False, reset_columns=("answer", "split")).new(), columns={"answer": "4", "split": "b", "solution": "no"}
+        )
+    )
+    assert fake.resets == [{"seed": 5}, {"answer": "4", "split": "b"}]
+    found = run(episode(opened(reset_columns=["answer"]).new(), "4", columns={"answer": "4"}))
+    assert found[0].messages == () and found[-1].done and fake.resets[-1] == {"seed": 3, "answer": "4"}
 
 
 def test_a_row_without_the_column_is_an_error(fake, opened, run):
-    with pytest.raises(DataError, match="no column 'target', which rollout.reset_columns names; it has answer, id"):
-        run(episode(opened(reset_columns=("target",)).new(), columns={"answer": 1, "id": 2}))
+    with pytest.raises(DataError, match="no column 'task', which rollout.reset_columns names; it has answer, id"):
+        run(episode(opened(reset_columns=("task",)).new(), columns={"answer": 1, "id": 2}))
     assert not fake.resets
 
 
@@ -97,7 +109,7 @@ def test_tools_are_offered_and_called(opened, run, say):
     contents = [message["content"] for message in wrong.messages]
     assert contents[0] == "error: Unknown tool: 'subtract'" and contents[1].startswith("error: the arguments are no JSON")
     assert contents[2] == "error: a call needs a name, and arguments that are a JSON object"
-    assert wrong.reward is None and last.done and last.extra["invalid_actions"] == 2
+    assert wrong.reward == 0.0 and last.done and last.extra["invalid_actions"] == 2
 
 
 def test_the_servers_limit_is_found_by_asking(opened):
@@ -125,7 +137,7 @@ def test_no_more_sessions_than_there_may_be(fake, opened, run):
             environment = environments.new()
             await environment.reset({}, 3)
             most = max(most, len(fake.active))
-            await environment.step({"role": "assistant", "content": "3"})
+            await environment.step({"role": "assistant", "content": "15"})
             await environment.close()
 
         await asyncio.gather(*(one() for _ in range(20)))
@@ -222,7 +234,7 @@ def test_closing_ends_what_is_open_and_under_way(fake, opened, run):
             await stepping
 
     run(play())
-    assert environments.server.open_sessions == 0 and not fake.active
+    wait_until(lambda: not fake.active)
     environments.close()
 
 

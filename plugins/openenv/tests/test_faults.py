@@ -110,7 +110,7 @@ def test_an_episode_ends_with_what_the_server_did(fake, opened, run, say, name):
 async def _plays(environments, say):
     environment = environments.new()
     await environment.reset({}, 3)
-    found = await environment.step(say("3"))
+    found = await environment.step(say("15"))
     await environment.close()
     return found.reward
 

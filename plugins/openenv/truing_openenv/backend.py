@@ -35,6 +35,7 @@ class OpenEnvRollout(Rollout):
     max_sessions: int | None = setting(
         None, gt=0, help="Most sessions at once, of all processes; null is what the server allows, up to 64."
     )
+    invalid_reward: float = setting(0.0, help="What an action is worth that cannot be taken.")
     max_invalid_actions: int = setting(
         8, gt=0, help="An episode ends with so many actions that cannot be taken; those before are answered with what is wrong."
     )

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
 from truing.data.example import Message
 from truing.errors import DataError, RolloutError
 from truing.rollout import Environment, Environments, Observation
+from truing.threads import running_loop
 from truing_openenv.actions import ActionReader
 from truing_openenv.address import Address
 from truing_openenv.backend import OpenEnvRollout
-from truing_openenv.loops import running_loop
 from truing_openenv.observations import ObservationReader, tool_answer
 from truing_openenv.protocol import InvalidActionError, SessionError, Turn
 from truing_openenv.schema import Description, Schema, describe
 from truing_openenv.server import Server, find_room, list_tools
 from truing_openenv.session import Session
 
-Result = TypeVar("Result")
 MOST_SESSIONS = 64
 """Sessions at once, where neither the server nor the configuration says how many."""
-CANCEL_SECONDS = 10.0
-"""How long what is given up may take to end."""
 
 
 @attrs.frozen(eq=False)
 class OpenEnvironments(Environments):
-    """What a run acts in: a server's environments, whose connections are in an event loop of their own.
-
-    That loop goes on while a policy writes, so that a server that asks whether its client is alive is answered.
-    """
+    """What a run acts in: a server's environments. Episodes are in one event loop, which goes on while a policy writes."""
 
     settings: OpenEnvRollout
     server: Server
@@ -45,8 +37,6 @@ class OpenEnvironments(Environments):
     observations: ObservationReader
     tools: Sequence[Mapping[str, Any]]
     capacity: int | None
-    _loop: asyncio.AbstractEventLoop
-    _opened: ExitStack
     name: str = "openenv"
 
     @classmethod
@@ -56,20 +46,15 @@ class OpenEnvironments(Environments):
         Raises RolloutError where it does not answer, and ConfigError where settings do not fit it.
         """
         address = Address.of(settings.url)
-        with ExitStack() as stack:
-            loop = stack.enter_context(running_loop("truing-openenv"))
-            description = _wait(loop, describe(address, timeout))
+        with running_loop("truing-openenv") as loop:  # there may be one in this thread already, as in a notebook
             try:
-                has_tools = offers_tools(description.action)
-                tools = _wait(loop, list_tools(address, timeout)) if has_tools else ()
-                capacity = _wait(loop, _share(address, settings, timeout, num_ranks))
+                asked = _ask(address, settings, timeout, num_ranks)
+                description, tools, capacity = asyncio.run_coroutine_threadsafe(asked, loop).result()
             except SessionError as error:
                 raise RolloutError(f"the OpenEnv server cannot be used: {error}") from error
-            actions = ActionReader.of(description.action, settings.action_field)
-            observations = ObservationReader.of(description.observations, settings.observation_field)
-            server = Server(address, capacity, timeout)
-            stack.callback(lambda: _wait(loop, _finish(server)))
-            return cls(settings, server, description, actions, observations, tools, capacity, loop, stack.pop_all())
+        actions = ActionReader.of(description.action, settings.action_field)
+        observations = ObservationReader.of(description.observations, settings.observation_field)
+        return cls(settings, Server(address, capacity, timeout), description, actions, observations, tools, capacity)
 
     @property
     def about(self) -> str:
@@ -82,13 +67,18 @@ class OpenEnvironments(Environments):
         """Return an environment for one episode."""
         return OpenEnvironment(self)
 
-    def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
-        """Begin work in the loop of the connections."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
     def close(self) -> None:
-        """End all sessions and the loop; the second time nothing is left to end."""
-        self._opened.close()
+        """Break off what is open; the second time nothing is left."""
+        self.server.abort()
+
+
+async def _ask(
+    address: Address, settings: OpenEnvRollout, timeout: float, num_ranks: int
+) -> tuple[Description, Sequence[Mapping[str, Any]], int]:
+    """Return what a server is, the tools that it offers, and how many sessions are this process's."""
+    description = await describe(address, timeout)
+    tools = await list_tools(address, timeout) if offers_tools(description.action) else ()
+    return description, tools, await _share(address, settings, timeout, num_ranks)
 
 
 def offers_tools(action: Schema) -> bool:
@@ -103,21 +93,6 @@ async def _share(address: Address, settings: OpenEnvRollout, timeout: float, num
     if num_ranks > 1:  # other processes ask at the same time, so that what is free now says little
         room = min(wanted, allowed or wanted)
     return max(1, room // num_ranks)
-
-
-async def _finish(server: Server) -> None:
-    """Give up what is under way, and end all sessions."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
-    await server.end_all()
-
-
-def _wait(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what work that is under deadlines of its own gives."""
-    return asyncio.run_coroutine_threadsafe(work, loop).result()
 
 
 @attrs.define(eq=False)
@@ -141,7 +116,7 @@ class OpenEnvironment(Environment):
         data = {name: columns[name] for name in self._all.settings.reset_columns}
         if self._all.settings.seed:
             data = {"seed": seed, **data}
-        turn = await self._there(self._begin(data))
+        self._session, turn = await self._all.server.begin(data)
         text = self._all.observations(turn)
         return self._observation(turn, [{"role": "user", "content": text}] if text else [])
 
@@ -150,19 +125,12 @@ class OpenEnvironment(Environment):
 
         Raises SessionError where the server fails.
         """
-        return await self._there(self._call_tools(message) if self._all.tools else self._act(str(message["content"])))
+        return await (self._call_tools(message) if self._all.tools else self._act(str(message["content"])))
 
     async def close(self) -> None:
         """End the session."""
         if self._session is not None:
-            await self._there(self._all.server.end(self._session))
-
-    async def _there(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return await asyncio.wrap_future(self._all.submit(work))
-
-    async def _begin(self, data: Mapping[str, Any]) -> Turn:
-        self._session, turn = await self._all.server.begin(data)
-        return turn
+            await self._all.server.end(self._session)
 
     async def _take(self, action: Mapping[str, Any]) -> Turn:
         if self._session is None:
@@ -174,7 +142,7 @@ class OpenEnvironment(Environment):
             turn = await self._take(self._all.actions(text))
         except InvalidActionError as error:
             self._invalid += 1
-            return self._answer([{"role": "user", "content": f"Invalid action: {error}"}])
+            return self._answer([{"role": "user", "content": f"Invalid action: {error}"}], reward=self._all.settings.invalid_reward)
         return self._observation(turn, [{"role": "user", "content": self._all.observations(turn)}])
 
     async def _call_tools(self, message: Message) -> Observation:
@@ -188,6 +156,7 @@ class OpenEnvironment(Environment):
                 turn = await self._take({"type": "call_tool", "tool_name": name, "arguments": arguments})
             except InvalidActionError as error:
                 self._invalid += 1
+                rewards.append(self._all.settings.invalid_reward)
                 messages.append(_from_tool(call, f"error: {error}"))
                 continue
             self._last = turn.fields

@@ -79,7 +79,7 @@ class _Report:
 
     def print_episode(self, seed: int, turns: int) -> None:
         self.heading(f"An episode of random actions, seed {seed}")
-        rows, ending = self.environments.submit(self._episode(seed, turns)).result()
+        rows, ending = asyncio.run(self._episode(seed, turns))
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
         for row in rows:
             table.add_row(*map(shown, row))
@@ -117,7 +117,7 @@ class _Report:
     def print_speed(self, numbers: list[int], seconds: float) -> None:
         self.heading("Round trips a second")
         for sessions in numbers:
-            trips = self.environments.submit(self._trips(sessions, seconds)).result()
+            trips = asyncio.run(self._trips(sessions, seconds))
             self.console.print(f"  {sessions:>3} session{'s' if sessions > 1 else ' '}  {trips / seconds:>8,.0f}")
 
     async def _trips(self, sessions: int, seconds: float) -> int:

@@ -28,7 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
 
 @attrs.define(eq=False)
 class Server:
-    """Opens and closes sessions, `capacity` at most, all in one event loop."""
+    """Opens and closes sessions, `capacity` at most, in one event loop."""
 
     address: Address
     capacity: int
@@ -38,6 +38,7 @@ class Server:
     """Sessions that have begun."""
     refused: int = attrs.field(default=0, init=False)
     """How often the server had no room for one."""
+    _aborted: bool = attrs.field(default=False, init=False)
     _open: set[Session] = attrs.field(factory=set, init=False)
     _places: asyncio.Semaphore = attrs.field(init=False)
 
@@ -65,14 +66,13 @@ class Server:
         except BaseException:
             self._places.release()
             raise
-        self._open.add(session)
         self.opened += 1
         return session, turn
 
     async def _patiently(self, data: Mapping[str, Any], deadline: float) -> tuple[Session, Turn]:
         """Connect and reset; again where there is no server or no room yet, until the deadline, and where a connection was lost."""
         losses, pause = 0, FIRST_PAUSE
-        while True:
+        while not self._aborted:
             try:
                 return await self._try(data, deadline)
             except UnreachableError as error:
@@ -90,12 +90,15 @@ class Server:
                     raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+        raise SessionError(f"sessions at {self.address} are no longer opened, for the run ends")
 
     async def _try(self, data: Mapping[str, Any], deadline: float) -> tuple[Session, Turn]:
         session = await Session.open(self.address, deadline - _now())
+        self._open.add(session)
         try:
             return session, await session.reset(data, deadline - _now())
         except BaseException:
+            self._open.discard(session)
             await session.close()
             raise
 
@@ -108,9 +111,11 @@ class Server:
             finally:
                 self._places.release()
 
-    async def end_all(self) -> None:
-        """Close all sessions."""
-        await asyncio.gather(*map(self.end, tuple(self._open)))
+    def abort(self) -> None:
+        """Break off all sessions, from any thread, and open no more."""
+        self._aborted = True
+        for session in tuple(self._open):
+            session.abort()
 
 
 def _now() -> float:

@@ -33,6 +33,7 @@ class Session:
     def __init__(self, connection: ClientConnection, address: Address) -> None:
         self._connection = connection
         self._address = address
+        self._loop = asyncio.get_running_loop()
         self._failed = False
 
     @classmethod
@@ -80,6 +81,11 @@ class Session:
             pass
         finally:
             self._connection.transport.abort()
+
+    def abort(self) -> None:
+        """Break the connection, from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the connection
+            self._loop.call_soon_threadsafe(self._connection.transport.abort)
 
     async def _ask(self, type_: str, data: Mapping[str, Any] | None, timeout: float) -> str | bytes:
         """Send a message and return the answer to it."""
