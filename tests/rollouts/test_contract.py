@@ -243,9 +243,14 @@ def test_adapters_of_several_versions_beside_each_other(served, live, tmp_path):
     assert close_to(live.submit(request_of(seeds=(3,))).result(60)[0], served.policy)
 
 
-def test_what_is_too_long_is_an_error_of_its_completion(live):
-    (one,) = live.submit(request_of(seeds=(1,), max_completion_length=5000)).result(60)
+def test_a_prompt_that_is_too_long_is_an_error_of_its_completion(live):
+    (one,) = live.submit(request_of(prompt=(5,) * 300, seeds=(1,))).result(60)
     assert one.finish_reason == "error" and "with 400" in one.extra["error"]
+
+
+def test_a_completion_ends_where_the_server_has_no_more_room(live):
+    for one in live.submit(request_of(seeds=tuple(range(8)), max_completion_length=5000)).result(60):
+        assert one.finish_reason == "stop" or (one.finish_reason, len(one.token_ids)) == ("length", 253)
 
 
 def test_cancelling_frees_the_server(live):

@@ -141,7 +141,7 @@ def test_a_server_that_does_not_give_processed_log_probabilities_is_found(tmp_pa
             return tokens, [float(scores[tokens[0]]), *logps[1:]], reason, spans
 
         monkeypatch.setattr(FakeVllm, "_sample", raw)
-        with pytest.raises(RolloutError, match="start it with --logprobs-mode processed_logprobs"):
+        with pytest.raises(RolloutError, match="those before temperature; start it with --logprobs-mode processed_logprobs"):
             run.live.update_weights(1, FakeWeights(run.policy))
 
 
