@@ -143,6 +143,18 @@ def test_answers_that_cannot_be_used_cost_their_episode(play, observation, messa
     assert one.finish_reason == "error" and message in one.extra["error"]
 
 
+def test_an_environment_that_is_done_at_once_has_no_episode(play):
+    live = play(up_from(3))
+
+    class Over:
+        def reset(self, seed=None):
+            return None, 1.0, True
+
+    live.stage.environments.make = Over
+    [one] = live.generate([ask(live, [user("Play.")])])
+    assert one.extra["error"] == "the environment was done before the first turn"
+
+
 def test_what_fails_when_it_is_closed_costs_nothing_and_is_told(play, tmp_path):
     live = play(up_from(3))
 
