@@ -20,12 +20,13 @@ def fake() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def opened(fake) -> Iterator[Callable[..., OpenEnvironments]]:
-    """Opens the environments of a server, the fake one by default."""
+    """Opens the environments of a server, the fake one by default; an episode's waits end after `timeout` seconds."""
     made: list[OpenEnvironments] = []
 
-    def open_(server: FakeServer = fake, timeout: float = 3.0, num_ranks: int = 1, **settings: Any) -> OpenEnvironments:
+    def open_(server: FakeServer = fake, timeout: float = 20.0, num_ranks: int = 1, **settings: Any) -> OpenEnvironments:
         rollout = OpenEnvRollout(url=server.url, **{"max_sessions": 4, **settings})
-        made.append(OpenEnvironments.open(rollout, timeout, num_ranks))
+        made.append(OpenEnvironments.open(rollout, 20.0, num_ranks))
+        made[-1].server.timeout = timeout
         return made[-1]
 
     yield open_

@@ -7,6 +7,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import attrs
@@ -53,7 +54,7 @@ class ActionReader:
         found = f"the last {self._kind[0]} of the text" if self._kind[1] is not _whole else "the text"
         return found if self.field is None else f"`{self.field}`: {found}"
 
-    @property
+    @cached_property
     def _kind(self) -> tuple[str, Find]:
         """What is looked for, in words, and what finds it."""
         if self.field is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -26,7 +27,7 @@ class Schema:
     base: frozenset[str] = frozenset({"metadata"})
     """Fields that every such object has."""
 
-    @property
+    @cached_property
     def fields(self) -> dict[str, Mapping[str, Any]]:
         """The schema of every field by name, without those of `base` and those that can have one value only."""
         named = self.root.get("properties")

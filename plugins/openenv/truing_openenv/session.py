@@ -87,7 +87,7 @@ class Session:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the connection
             self._loop.call_soon_threadsafe(self._connection.transport.abort)
 
-    async def _ask(self, type_: str, data: Mapping[str, Any] | None, timeout: float) -> str | bytes:
+    async def _ask(self, type_: str, data: Mapping[str, Any] | None, timeout: float) -> bytes:
         """Send a message and return the answer to it."""
         message = request(type_, data)
         if self._failed:
@@ -97,7 +97,7 @@ class Session:
             async with asyncio.timeout(timeout):
                 with contextlib.suppress(ConnectionClosed):  # what a server says before it hangs up can still be read
                     await self._connection.send(message)
-                answer = await self._connection.recv()
+                answer = await self._connection.recv(decode=False)
         except TimeoutError:
             raise SessionError(f"{self._address} did not answer a {type_} within {timeout:.3g} s") from None
         except ConnectionClosed as error:
