@@ -14,19 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from ruamel.yaml import YAML
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.rollouts.vllm_program import vllm_executable
-from truing.testing import tiny_model, tiny_tokenizer
+from truing import OpenContext
+from truing.testing import FakeWeights, tiny_model, tiny_tokenizer
+from truing_vllm import VllmRollout
 from truing_vllm.address import Address, read_entries
+from truing_vllm.opening import open_live
 
 START_SECONDS = 400
 ADAPTER = {"type": "lora", "r": 8}
 SHAPE = {"hidden_size": 64, "heads": 2, "kv_heads": 2, "layers": 2, "max_positions": 512}
 """Of the served model: vLLM's kernels for CPUs take heads of 32 numbers, and not of the quickstart's 24."""
 REWARDS = """
-def share_of_a(completions, **columns):
-    return [text.count("a") / max(1, len(text)) for text in completions]
+def share_of_letters(completions, **columns):
+    return [sum("a" <= char <= "z" for char in text) / max(1, len(text)) for text in completions]
 """
 
 
@@ -39,16 +44,16 @@ def save_model(folder: Path, **changes: Any) -> Path:
 
 
 def write_run(folder: Path, served: Path, rollout: Mapping[str, Any], **changes: Any) -> Path:
-    """Write the YAML of a GRPO run whose reward is the share of the letter a, and return its path."""
+    """Write the YAML of a GRPO run whose reward is the share of small letters, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"text": f"Write the letter, number {n}:"}) + "\n" for n in range(64)))
     config = {
-        "method": {"name": "grpo"},
+        "method": {"name": "grpo", "importance_sampling_correction": "token_truncate"},
         "model": {"name": str(served), **changes.pop("model", {})},
         "data": {"path": "prompts.jsonl", "format": "text"},
         "rollout": {"name": "vllm", "num_generations": 8, "max_completion_length": 12, **rollout},
-        "rewards": ["rewards.share_of_a"],
+        "rewards": ["rewards.share_of_letters"],
         "trainer": {
             "batch_size": 8,
             "learning_rate": 5e-3,
@@ -110,6 +115,16 @@ class RealVllm:
         token = self.address.token
         assert token is not None
         return {"TRUING_VLLM_TOKEN": token}
+
+    def restore(self, folder: Path) -> None:
+        """Give the server the weights that it was started with, over those that other tests left there."""
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(self.model), AutoTokenizer.from_pretrained(self.model)
+        context = OpenContext(tokenizer=tokenizer, device=torch.device("cpu"), run_dir=folder, seed=0, models={"policy": model})
+        address = self.address
+        rollout = VllmRollout(server=address.url, token=address.token, weights_dir=self.weights_dir)
+        live = open_live(rollout, context)
+        live.update_weights(0, FakeWeights(model))
+        live.close()
 
     def start(self) -> None:
         with (self.folder / "said").open("ab") as said:

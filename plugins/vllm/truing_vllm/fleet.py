@@ -284,7 +284,7 @@ class Fleet:
                     server.epoch += 1
                 server.installed, server.boot = update, boot
                 return
-        raise PushError(f"{server} did not take version {update.version} of the weights in {TRIES} tries: {problem}")
+        raise PushError(f"{server} did not take version {update.version} of the weights in {TRIES} tries: {problem}{update.hint}")
 
     async def _probed(self, server: Server, probe: Probe, update: Update) -> str | None:
         try:
