@@ -15,7 +15,7 @@ from truing.data.example import Text
 from truing.data.tree import PromptTree
 from truing.errors import PluginError, RolloutError
 from truing.rewards.runner import Pending, RewardRunner
-from truing.rollout.completion import Completion, LiveRollout, RolloutRequest, Sampling, VersionSpan, is_concurrent
+from truing.rollout.completion import Completion, EpisodeRecord, LiveRollout, RolloutRequest, Sampling, VersionSpan, is_concurrent
 from truing.rollout.plain import plain, well_formed
 
 NAN = float("nan")
@@ -278,6 +278,7 @@ class Sampler:
             prompt=prompts.prompt(sample),
             text=well_formed(text),
             columns={**request.columns, **completion.columns},
+            episode=_plain_episode(completion.episode),
             extra=plain(completion.extra),
         )
 
@@ -292,6 +293,10 @@ def _group(sample: int, count: int, completions: Sequence[Completion], failures:
         lost=count - len(kept),
         failures=failures,
     )
+
+
+def _plain_episode(episode: EpisodeRecord | None) -> EpisodeRecord | None:
+    return None if episode is None else attrs.evolve(episode, messages=tuple(map(plain, episode.messages)))
 
 
 def _place(completion: Completion) -> str:
