@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 from tests.core.conversations import (
+    TOKENIZER,
     LiveScripted,
     ask,
     by_sample,
@@ -20,6 +21,7 @@ from tests.core.conversations import (
 from truing.errors import ConfigError, PluginError, RolloutError
 from truing.rollout import Observation
 from truing.rollout.conversation import episodes
+from truing.testing.models import CHAT_TEMPLATE
 
 
 def test_what_an_environment_raises_costs_its_episode_alone(play, server, tmp_path):
@@ -126,6 +128,13 @@ def test_environments_that_do_not_answer_at_all_are_waited_for_no_longer_than_th
     [
         (Observation(), "the environment answered nothing, and is not done"),
         (Observation(messages=(user("x"),), reward=float("nan")), "step gave the reward nan, which is no finite number"),
+        (Observation(messages=(user("x"),), reward="much"), "step gave the reward 'much', which is no finite number"),
+        (Observation(messages=("x",)), "step gave str 'x' as a message, which must be a dict with `role` and `content`"),
+        (Observation(messages=({"role": "user"},)), "as a message, which must be a dict with `role` and `content`"),
+        (Observation(messages=(user("x"),), extra="e"), "step gave str 'e' as extra, which must be a dict"),
+        (Observation(messages=3), "step failed: TypeError: "),
+        (("x", float("nan"), False), "returned the reward nan, which is no finite number; it must return text"),
+        (3, "guess.Guess.step returned int 3; it must return text"),
     ],
 )
 def test_answers_that_cannot_be_used_cost_their_episode(play, observation, message):
@@ -141,6 +150,81 @@ def test_answers_that_cannot_be_used_cost_their_episode(play, observation, messa
     live.stage.environments.make = Broken
     [one] = live.generate([ask(live, [user("Play.")])])
     assert one.finish_reason == "error" and message in one.extra["error"]
+
+
+def of_class(play, step=lambda self, text: (None, None, True), close=lambda self: None, say=None, **options):
+    live = play(say or up_from(3), **options)
+    members = {"reset": lambda self, seed=None: "Guess.", "step": step, "close": close}
+    live.stage.environments.make = type("Env", (), members)
+    return live
+
+
+def test_text_with_half_a_surrogate_pair_is_read_with_a_replacement(play):
+    live = of_class(play, lambda self, text: ("\ud83d!", 1.0, False), max_turns=2)
+    [one] = live.generate([ask(live, [user("Play.")])])
+    assert one.finish_reason == "length" and "user\n\ufffd!<|im_end|>" in TOKENIZER.decode(list(one.token_ids))
+    live = of_class(play, lambda self, text: ("\ud83d!", 1.0, False), max_turns=2)
+    [one] = live.generate([ask(live, "Play.")])
+    assert one.finish_reason == "length" and "\ufffd!" in TOKENIZER.decode(list(one.token_ids))
+
+
+def test_messages_that_the_template_refuses_cost_their_episode(play, server):
+    refuses = (
+        CHAT_TEMPLATE
+        + "{% for message in messages %}{% if message.content == 'bad' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    )
+    live = of_class(
+        play,
+        lambda self, text: ("bad" if text == "7" else None, 1.0, text != "7"),
+        say=lambda request: str(request.seeds[0]),
+        server=server,
+        template=refuses,
+    )
+    found = by_sample(live, ask(live, [user("Play.")], 7, 8))
+    assert found["r", 0].finish_reason == "error" and found["r", 1].finish_reason == "stop"
+    assert (
+        found["r", 0]
+        .extra["error"]
+        .endswith("cannot be rendered: the chat template refuses the messages: no; give another model.chat_template")
+    )
+    live.stage.environments.make.reset = lambda self, seed=None: "bad"
+    [one] = live.generate([ask(live, [user("Play.")])])
+    assert one.extra["error"].startswith("a conversation of user, user cannot be rendered")
+
+
+def test_an_episode_without_rewards_is_worth_nothing_and_not_left_out(play):
+    [one] = (live := of_class(play)).generate([ask(live, [user("Play.")])])
+    assert (one.finish_reason, one.rewards) == ("stop", {"Guess": 0.0})
+
+
+def test_a_timeout_of_the_environments_own_is_told_as_such(play, server):
+    def step(self, text):
+        raise TimeoutError("the shop is shut")
+
+    live = of_class(play, step, server=server)
+    [one] = live.generate([ask(live, [user("Play.")])])
+    assert one.extra["error"] == "the environment's step failed: TimeoutError: the shop is shut"
+
+
+def test_environments_have_columns_of_their_own(play):
+    live = of_class(play)
+    live.stage.environments.make.reset = lambda self, seed, words: words.pop()
+    request = ask(live, [user("Play.")], 1, 2, columns={"words": ["a", "b"]})
+    found = by_sample(live, request)
+    assert [one.episode.messages[0]["content"] for one in found.values()] == ["b", "b"]
+    assert request.columns == {"words": ["a", "b"]}
+
+
+def test_no_thread_is_left_of_an_environment_that_cannot_be_closed(play):
+    def close(self):
+        raise OSError("it will not go")
+
+    live = of_class(play, close=close)
+    by_sample(live, ask(live, [user("Play.")], *range(8)))
+    deadline = time.monotonic() + 10
+    while (left := [one.name for one in threading.enumerate() if one.name == "Guess"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert left == []
 
 
 def test_an_environment_that_is_done_at_once_has_no_episode(play):

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.core.conversations import FORGETS_THINKING, TOOLS_TEMPLATE, user
 from truing.data.encode import Encoder
 from truing.data.templates import TEMPLATES
-from truing.errors import ConfigError
+from truing.errors import ConfigError, RowError
 from truing.loss import Layout
 from truing.rollout import RolloutRequest
 from truing.rollout.conversation.rendering import ChatRenderer, TextRenderer
@@ -209,8 +209,20 @@ def test_empty_thinking_of_a_last_turn_is_no_change_of_what_the_policy_wrote():
 def test_messages_that_the_template_refuses_are_named():
     chat = renderer(ALTERNATES)
     tokenizer = chat.encoder.tokenizer
-    with pytest.raises(ConfigError, match="a conversation of user, user cannot be rendered: .*roles must alternate"):
+    with pytest.raises(RowError, match="a conversation of user, user cannot be rendered: .*roles must alternate"):
         chat.begin(request_for(tokenizer, [user("a")]), [user("b")])
+
+
+def test_calls_that_are_nested_too_deep_to_be_written_are_refused():
+    chat, nested = renderer(TOOLS_TEMPLATE), []
+    for _ in range(10_000):
+        nested = [nested]
+    function = {"name": "f", "arguments": {"a": nested}}
+    with pytest.raises(RowError, match="a conversation of user, assistant, user cannot be rendered: .*recursion"):
+        chat.begin(
+            request_for(chat.encoder.tokenizer, [user("a")]),
+            [{**assistant("b"), "tool_calls": [{"id": "1", "type": "function", "function": function}]}, user("c")],
+        )
 
 
 def test_text_is_followed_by_text():

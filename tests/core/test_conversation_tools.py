@@ -160,6 +160,13 @@ def test_calls_that_cannot_be_read_say_why(text, fault):
     assert message == {"role": "assistant", "content": text}  # as it was written
 
 
+@pytest.mark.parametrize("bad", ["<tool_call>{</tool_call>", "<tool_call>3</tool_call>"])
+def test_calls_that_can_be_read_are_there_beside_those_that_cannot(bad):
+    message, calls = read(f"So. {bad}{written(call('add', a=1))}")
+    assert [(one.name, bool(one.fault)) for one in calls] == [("", True), ("add", False)]
+    assert message["content"] == f"So. {bad}" and [one["id"] for one in message["tool_calls"]] == [calls[1].id]
+
+
 def test_a_turn_without_calls_and_without_tools_is_text():
     assert read("Just so.") == ({"role": "assistant", "content": "Just so."}, ())
     assert read(written(call("add", a=1)), tools=())[1] == ()
@@ -221,7 +228,7 @@ def test_an_episode_with_tools_ends_at_a_turn_without_calls(folder, server):
     asked = f"{written(call('add', a=20, b=22))}<|im_end|>\n"
     assert text == f"{asked}<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\nIt is 42.<|im_end|>"
     assert '"name": "add"' in TOKENIZER.decode(list(one.prompt_ids)).partition("Add.")[0]
-    assert (one.finish_reason, one.rewards, one.extra["turns"]) == ("stop", {}, 2)
+    assert (one.finish_reason, one.rewards, one.episode.turns) == ("stop", {}, 2)
     assert one.text == written(call("add", a=20, b=22)) + "\nIt is 42."
     live.close()
 
@@ -230,7 +237,29 @@ def test_an_answer_that_is_cut_was_not_ended_by_the_policy(folder):
     live = conversation(folder, ["It is 42."], tools=("mine.add",), max_turn_length=4)
     [one] = live.generate([ask(live, [user("Add.")])])
     live.close()
-    assert (one.finish_reason, one.text, one.extra["turns"]) == ("length", "It i", 1)
+    assert (one.finish_reason, one.text, one.episode.turns) == ("length", "It i", 1)
+
+
+def test_the_environment_carries_out_what_can_be_read(folder):
+    """Two messages of tools after the first turn, so that the third text is the second turn's."""
+    desk = Desk()
+    live = conversation(folder, [written("{", call("ring")), "", "Done."], environments=desk)
+    [one] = live.generate([ask(live, [user("Ring.")], length=1000)])
+    live.close()
+    told, rang = [message["content"] for message in one.episode.messages if message["role"] == "tool"][:2]
+    assert told.startswith("error: a call is not JSON") and rang == "rang ['ring']"
+    assert [made["function"]["name"] for made in desk.got[0]["tool_calls"]] == ["ring"]
+
+
+@pytest.mark.parametrize("word", ["\ud83d", 10**22, {"a": ["\ude00"]}])
+def test_what_the_policy_writes_ends_no_run(folder, word):
+    (folder / "echo.py").write_text(
+        'def echo(word: str):\n    """Says it.\n\n    Args:\n        word: What.\n    """\n    return word\n'
+    )
+    live = conversation(folder, [written(call("echo", word=word)), "Done."], tools=("echo.echo",))
+    [one] = live.generate([ask(live, [user("Say.")], length=1000)])
+    live.close()
+    assert (one.finish_reason, one.episode.turns) == ("stop", 2)
 
 
 def test_calls_of_the_last_turn_are_not_made(folder):
@@ -240,8 +269,8 @@ def test_calls_of_the_last_turn_are_not_made(folder):
     live = conversation(folder, [written(call("note"))] * 3, tools=("noted.note",), max_turns=2)
     [one] = live.generate([ask(live, [user("Note.")], length=1000)])
     live.close()
-    assert (one.finish_reason, one.extra["turns"]) == ("length", 2)
-    assert [message["content"] for message in one.extra["messages"] if message["role"] == "tool"] == ["1"]
+    assert (one.finish_reason, one.episode.turns) == ("length", 2)
+    assert [message["content"] for message in one.episode.messages if message["role"] == "tool"] == ["1"]
 
 
 class Desk:
@@ -284,11 +313,11 @@ def test_tools_of_functions_and_of_the_environment_are_answered_by_whom_they_bel
     assert "in desk with the tools add, ring" in live.about
     [one] = live.generate([ask(live, [user("Add.")], length=1000)])
     live.close()
-    assert [message["content"] for message in one.extra["messages"] if message["role"] == "tool"] == [
+    assert [message["content"] for message in one.episode.messages if message["role"] == "tool"] == [
         "2",
         "3",
         "rang ['ring']",
         "rang []",
     ]
     assert [[made["function"]["name"] for made in message.get("tool_calls", ())] for message in desk.got] == [["ring"], []]
-    assert (one.finish_reason, one.extra["turns"], desk.closed) == ("stop", 3, 1)
+    assert (one.finish_reason, one.episode.turns, desk.closed) == ("stop", 3, 1)

@@ -34,8 +34,8 @@ def test_an_episode_is_one_row_of_turns_and_answers(play, server):
     assert counted(one) == "2<|im_end|>3<|im_end|>"
     assert (one.finish_reason, one.text, one.rewards) == ("stop", "2\n3", {"Guess": 0.75})
     assert (one.request_id, one.index, one.columns) == ("r", 0, {"secret": 3, "other": 1})
-    assert one.extra["turns"] == 2
-    said = [(message["role"], message["content"]) for message in one.extra["messages"]]
+    assert one.episode.turns == 2
+    said = [(message["role"], message["content"]) for message in one.episode.messages]
     assert said == [("user", "Guess (11)."), ("assistant", "2"), ("user", "higher"), ("assistant", "3"), ("user", "right")]
     assert hasattr(live, "submit") is server
     assert module_of(live)["OPEN"] == []
@@ -56,7 +56,7 @@ def test_the_open_episodes_take_their_turns_together(play):
     live = play(up_from(0))
     requests = [ask(live, [user("Play.")], 1, 2, id=str(secret), columns={"secret": secret}) for secret in range(3)]
     found = by_sample(live, *requests)
-    assert [found[str(secret), 0].extra["turns"] for secret in range(3)] == [1, 2, 3]
+    assert [found[str(secret), 0].episode.turns for secret in range(3)] == [1, 2, 3]
     assert [sum(request.n for request in call) for call in live.engine.calls] == [6, 4, 2]
     assert [len(call) for call in live.engine.calls] == [1, 1, 1]  # all of them have read the same
 
@@ -87,13 +87,13 @@ def test_tokens_of_the_environment_count_for_the_limit(play):
     live = play(lambda request: "1", max_turns=100)
     for limit, expected in ((60, (58, 3)), (29, (29, 2)), (28, (2, 1))):
         [one] = live.generate([ask(live, [user("Play.")], length=limit)])
-        assert (len(one.token_ids), one.extra["turns"], one.finish_reason) == (*expected, "length")
+        assert (len(one.token_ids), one.episode.turns, one.finish_reason) == (*expected, "length")
 
 
 def test_turns_end_at_the_most_turns(play):
     live = play(lambda request: "1", max_turns=3)
     [one] = live.generate([ask(live, [user("Play.")], length=500)])
-    assert (one.finish_reason, one.extra["turns"], one.rewards) == ("length", 3, {"Guess": -0.75})
+    assert (one.finish_reason, one.episode.turns, one.rewards) == ("length", 3, {"Guess": -0.75})
     assert one.loss_mask[-1] and counted(one) == "1<|im_end|>" * 3
 
 
@@ -137,7 +137,7 @@ def test_history_that_the_template_changes_begins_a_new_row(play, server):
     assert text_of(one.prompt_ids) == (
         text_of(fork.prompt_ids) + "2<|im_end|>\n<|im_start|>user\nhigher<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert all(one.loss_mask) and one.extra["turns"] == 2
+    assert all(one.loss_mask) and one.episode.turns == 2
 
 
 def test_prompts_of_plain_text_are_followed_by_text(play, server):

@@ -67,9 +67,9 @@ def test_reset_may_say_nothing_and_step_must_say_something(tmp_path):
         await one.reset({}, 1)
         await one.step(user("x"))
 
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ValueError, match="returned NoneType None") as error:
         asyncio.run(play())
-    assert str(error.value) == f"rollout.environment: mine.Env.step returned NoneType None; it must return {ALLOWED}"
+    assert str(error.value) == f"mine.Env.step returned NoneType None; it must return {ALLOWED}"
     made.close()
 
 

@@ -16,6 +16,7 @@ import truing
 from tests.core.plugins import LOSS_MODULE, Brevity, Echo, Hinge, Tuner, Votes, info, module, site, variant
 from truing import ConfigError, Layout, PluginError, hookimpl
 from truing.registry import HOOKS, Registry
+from truing.registry.first_party import FIRST_PARTY
 
 
 @pytest.fixture
@@ -239,12 +240,13 @@ def test_a_broken_first_party_plugin_answers_for_all_its_names(installed):
             registry.get(kind, name)
 
 
-def test_an_installed_first_party_plugin_without_the_name_is_to_be_upgraded(installed):
-    installed.install("vllm")  # with a method, and no backend
+def test_an_installed_first_party_plugin_without_the_name_is_to_be_upgraded(installed, monkeypatch):
+    monkeypatch.setitem(FIRST_PARTY["rollout"], "later", "truing-later")  # a plugin that nobody has installed beside this one
+    installed.install("later")  # with a method, and no backend
     with pytest.raises(PluginError) as raised:
-        Registry.load().get("rollout", "vllm")
+        Registry.load().get("rollout", "later")
     assert str(raised.value) == (
-        "rollout 'vllm' is not in plugin 'vllm' (truing-vllm 1.0), which has none; try: pip install --upgrade truing-vllm"
+        "rollout 'later' is not in plugin 'later' (truing-later 1.0), which has none; try: pip install --upgrade truing-later"
     )
 
 

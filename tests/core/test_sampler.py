@@ -12,7 +12,8 @@ import pytest
 from truing import Completion, Fork, PluginError, RolloutError, RolloutRequest, VersionSpan
 from truing.data.tree import PromptTree
 from truing.rewards.runner import Scored
-from truing.rollout import Sampling
+from truing.rewards.wire import LENGTH_BYTES, Call, frame, read_question
+from truing.rollout import EpisodeRecord, Sampling
 from truing.rollout.grown import tree_of
 from truing.rollout.sampler import STALE_TRIES, Group, Sampler, weighted_sum
 
@@ -117,6 +118,28 @@ def test_what_failed_is_lost_and_counted():
     backend = Backend(lambda request, index: {"finish_reason": "error"} if index == 0 else {})
     group = sample(sampler(backend, Rewards(fails=lambda one: one.index == 1)), [0], 4).groups[0]
     assert ([one.index for one in group.completions], group.lost) == ([2, 3], 2)
+
+
+def test_what_backends_add_can_be_sent_to_rewards_whatever_a_policy_wrote():
+    said = [{"role": "assistant", "content": "\ud83d", "tool_calls": [{"function": {"arguments": {"n": 10**22}}}]}]
+    rewards = Rewards()
+    sample(
+        sampler(
+            Backend(
+                lambda request, index: {
+                    "episode": EpisodeRecord(turns=1, messages=said),
+                    "extra": {"turns": Event()},
+                    "text": "\ud83d",
+                }
+            ),
+            rewards,
+        ),
+        [0],
+        1,
+    )
+    [one] = rewards.seen
+    assert read_question(frame(Call(1, 0, 1.0, (one,)))[LENGTH_BYTES:]).completions == (one,)
+    assert one.episode.messages[0]["tool_calls"][0]["function"]["arguments"] == {"n": "1" + "0" * 22}
 
 
 def test_equal_rewards_are_sampled_anew_until_the_tries_are_used_up():

@@ -6,14 +6,16 @@ import math
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truing.config import RolloutConfig
 from truing.errors import PluginError
-from truing.rollout import Completion, RolloutRequest, Sampling, VersionSpan
+from truing.rollout import Completion, EpisodeRecord, RolloutRequest, Sampling, VersionSpan
 from truing.rollout.conversation.trajectory import Trajectory, unlike_the_trainer
 from truing.testing.fakes import FakeRollout
+
+RECORD = EpisodeRecord(turns=2, messages=())
 
 
 def begun(prompt=(1, 2), *, end=100, limit=50):
@@ -44,7 +46,7 @@ def add(trajectory, *ids, **change):
 
 
 def completed(trajectory):
-    return trajectory.completion(asked(trajectory), 0, "stop", text="t", rewards={"e": 1.0}, extra={"turns": 2})
+    return trajectory.completion(asked(trajectory), 0, "stop", text="t", rewards={"e": 1.0}, episode=RECORD, extra={"k": 2})
 
 
 def test_turns_are_counted_and_context_is_not():
@@ -57,7 +59,8 @@ def test_turns_are_counted_and_context_is_not():
     assert done.loss_mask == (True, True, False, False, True)
     assert done.token_logps == (-5.0, -6.0, 0.0, 0.0, -9.0)
     assert [(span.version, span.start, span.end) for span in done.versions] == [(3, 0, 4), (4, 4, 5)]
-    assert (done.text, done.rewards, done.extra, done.columns, done.forks) == ("t", {"e": 1.0}, {"turns": 2}, {"c": 3}, ())
+    assert (done.text, done.rewards, done.extra, done.columns, done.forks) == ("t", {"e": 1.0}, {"k": 2}, {"c": 3}, ())
+    assert done.episode is RECORD
 
 
 def test_without_log_probabilities_of_one_turn_the_trainer_scores_all():
@@ -146,6 +149,7 @@ tokens = st.lists(st.integers(3, 50), min_size=1, max_size=6)
 parts = st.lists(st.tuples(st.sampled_from(["turn", "context", "fork"]), tokens, st.integers(0, 3)), max_size=12)
 
 
+@settings(deadline=None)
 @given(parts)
 def test_whatever_is_put_together_invariants_hold(parts):
     """Of any turns, contexts and forks: equal lengths, sampled ids verbatim, masks, log-probabilities and spans of versions."""

@@ -257,7 +257,7 @@ def test_what_a_failing_reward_costs(tmp_path):
 
 @attrs.frozen(kw_only=True)
 class Unsure(FakeRollout):
-    """Fails on the first completion of each prompt."""
+    """Fails on the first completion of each prompt, and tells something of the others."""
 
     name: ClassVar[str] = "unsure"
 
@@ -266,7 +266,7 @@ class Unsure(FakeRollout):
             def generate(self, requests):
                 for completion in super().generate(requests):
                     failed = {"finish_reason": "error", "extra": {"error": "out of letters"}}
-                    yield attrs.evolve(completion, **(failed if completion.index == 0 else {}))
+                    yield attrs.evolve(completion, **(failed if completion.index == 0 else {"extra": {"turns": "many"}}))
 
         return Live(context.tokenizer)
 

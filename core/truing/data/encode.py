@@ -191,7 +191,7 @@ class Encoder:
             )
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"{self.template_key} is not valid Jinja: {error.message} in line {error.lineno}") from error
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise RowError(f"the chat template refuses the messages: {error}") from error
         return str(rendered[0])
 

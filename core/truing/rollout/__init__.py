@@ -3,6 +3,7 @@
 from truing.rollout.completion import (
     Completion,
     ConcurrentRollout,
+    EpisodeRecord,
     Fork,
     LiveRollout,
     Rollout,
@@ -18,6 +19,7 @@ __all__ = [
     "ConcurrentRollout",
     "Environment",
     "Environments",
+    "EpisodeRecord",
     "Fork",
     "LiveRollout",
     "Observation",

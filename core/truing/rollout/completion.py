@@ -70,6 +70,16 @@ class Fork:
 
 
 @attrs.frozen(kw_only=True)
+class EpisodeRecord:
+    """What was said in an episode of several turns."""
+
+    turns: int
+    """How many the policy wrote."""
+    messages: tuple[Mapping[str, Any], ...]
+    """All behind the request's prompt: the policy's, its tools' and its environment's."""
+
+
+@attrs.frozen(kw_only=True)
 class Completion:
     """One sampled completion. Token ids are exactly as sampled, never re-tokenised."""
 
@@ -95,7 +105,10 @@ class Completion:
     """What an environment rewarded the episode with, by name; the reward `environment` hands it on."""
     forks: tuple[Fork, ...] = ()
     """Earlier rows of the same episode, which learn from its advantage."""
+    episode: EpisodeRecord | None = None
+    """Of an episode, with tools or in an environment: what was said; None for a completion of one turn."""
     extra: Mapping[str, Any] = attrs.field(factory=dict)
+    """What else a backend or an environment tells; it reaches rewards as plain data."""
 
 
 class WeightSource(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +24,18 @@ class Observation:
     """Whether the episode is over."""
     extra: Mapping[str, Any] = attrs.field(factory=dict)
     """Whatever is to be found in the completion's `extra` when the episode ends here."""
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it; "" for nothing."""
+        for message in self.messages:
+            if not (isinstance(message, Mapping) and {"role", "content"} <= message.keys()):
+                return f"{type(message).__name__} {message!r:.60} as a message, which must be a dict with `role` and `content`"
+        if not isinstance(self.extra, Mapping):
+            return f"{type(self.extra).__name__} {self.extra!r:.60} as extra, which must be a dict"
+        if self.reward is None or (isinstance(self.reward, numbers.Real) and math.isfinite(self.reward)):
+            return ""
+        return f"the reward {self.reward!r:.60}, which is no finite number"
 
 
 class Environment(Protocol):

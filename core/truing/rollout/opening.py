@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from truing.context import OpenContext
-from truing.errors import ConfigError
+from truing.errors import ConfigError, RowError
 from truing.rollout.completion import LiveRollout, Rollout, is_concurrent
 from truing.rollout.conversation.trajectory import unlike_the_trainer
 from truing.rollout.environment import Environments
@@ -60,7 +60,10 @@ def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
             held.callback(environments.close)
         engine = config.backend.open(context)
         held.callback(engine.close)
-        live = _conversations(config, context, environments, engine, held)
+        try:
+            live = _conversations(config, context, environments, engine, held)
+        except RowError as error:
+            raise ConfigError(f"rollout: {error}") from error
         live.held = held.pop_all()
     return live
 

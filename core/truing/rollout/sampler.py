@@ -15,7 +15,8 @@ from truing.data.example import Text
 from truing.data.tree import PromptTree
 from truing.errors import PluginError, RolloutError
 from truing.rewards.runner import Pending, RewardRunner
-from truing.rollout.completion import Completion, LiveRollout, RolloutRequest, Sampling, VersionSpan, is_concurrent
+from truing.rollout.completion import Completion, EpisodeRecord, LiveRollout, RolloutRequest, Sampling, VersionSpan, is_concurrent
+from truing.rollout.plain import plain, well_formed
 
 NAN = float("nan")
 STALE_TRIES = 3
@@ -238,7 +239,8 @@ class Sampler:
 
     def _scored(self, asked: Asked, sample: int, answers: Sequence[Completion]) -> Scored:
         in_order = sorted(answers, key=lambda completion: completion.index)
-        failures = tuple(str(one.extra.get("error", "no reason given")) for one in in_order if one.finish_reason == "error")
+        failed = [one for one in in_order if one.finish_reason == "error"]
+        failures = tuple(well_formed(str(one.extra.get("error", "no reason given"))) for one in failed)
         request = asked.requests[sample]
         whole = [self._with_row(one, asked.prompts, sample, request) for one in in_order if one.finish_reason != "error"]
         return whole, failures, self.rewards.submit(whole)
@@ -271,7 +273,14 @@ class Sampler:
 
     def _with_row(self, completion: Completion, prompts: Prompts, sample: int, request: RolloutRequest) -> Completion:
         text = completion.text or str(self.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
-        return attrs.evolve(completion, prompt=prompts.prompt(sample), text=text, columns={**request.columns, **completion.columns})
+        return attrs.evolve(
+            completion,
+            prompt=prompts.prompt(sample),
+            text=well_formed(text),
+            columns={**request.columns, **completion.columns},
+            episode=_plain_episode(completion.episode),
+            extra=plain(completion.extra),
+        )
 
 
 def _group(sample: int, count: int, completions: Sequence[Completion], failures: tuple[str, ...], pending: Pending) -> Group:
@@ -284,6 +293,10 @@ def _group(sample: int, count: int, completions: Sequence[Completion], failures:
         lost=count - len(kept),
         failures=failures,
     )
+
+
+def _plain_episode(episode: EpisodeRecord | None) -> EpisodeRecord | None:
+    return None if episode is None else attrs.evolve(episode, messages=tuple(map(plain, episode.messages)))
 
 
 def _place(completion: Completion) -> str:

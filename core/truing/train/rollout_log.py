@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -54,7 +53,7 @@ class RolloutLog:
             "completions/max_length": float(max(lengths, default=0)),
             "completions/mean_terminated_length": _mean(ended),
             "completions/clipped_ratio": 1 - len(ended) / max(1, len(lengths)),
-            "completions/mean_turns": _mean([one.extra["turns"] for one in completions if "turns" in one.extra]),
+            "completions/mean_turns": _mean([one.episode.turns for one in completions if one.episode is not None]),
             "completions/lost": float(sum(group.lost for group in groups)),
         }
         return {name: value for name, value in found.items() if not math.isnan(value)}
@@ -131,11 +130,11 @@ class RolloutLog:
 
 def _episode(completion: Completion) -> dict[str, Any]:
     """Return what a line tells of an episode beside its text, which is what the policy wrote: all messages among others."""
-    if "turns" not in completion.extra:
+    if completion.episode is None:
         return {}
     return {
-        "turns": completion.extra["turns"],
-        "messages": json.loads(json.dumps(completion.extra["messages"], default=str)),  # an environment may say anything
+        "turns": completion.episode.turns,
+        "messages": completion.episode.messages,
         "written_tokens": sum(completion.loss_mask or ()),
         "rows": 1 + len(completion.forks),
     }

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from truing.data.example import Message
-from truing.errors import ConfigError, RolloutError, first_line
-from truing.rollout.completion import Completion, FinishReason, RolloutRequest
+from truing.errors import ConfigError, RolloutError, RowError, first_line
+from truing.rollout.completion import Completion, EpisodeRecord, FinishReason, RolloutRequest
 from truing.rollout.conversation.rendering import Renderer
 from truing.rollout.conversation.tools import Call, Toolbox, TurnReader, tool_name
 from truing.rollout.conversation.trajectory import Trajectory
@@ -97,7 +97,8 @@ class Episode:
             token_ids=(),
             finish_reason="error",
             columns=self.request.columns,
-            extra={"error": error, "turns": len(self.written), "messages": self.said},
+            episode=self._record(),
+            extra={"error": error},
         )
 
     async def _played(self) -> Completion:
@@ -123,12 +124,19 @@ class Episode:
             reason,
             text="\n".join(self.written),
             rewards=self._summed(),
-            extra={**observation.extra, "turns": len(self.written), "messages": self.said},
+            episode=self._record(),
+            extra=observation.extra,
         )
+
+    def _record(self) -> EpisodeRecord:
+        return EpisodeRecord(turns=len(self.written), messages=tuple(self.said))
 
     def _begin(self, observation: Observation) -> Trajectory:
         """Return the trajectory before the first turn."""
-        prompt_ids = self.renderer.begin(self.request, observation.messages)
+        try:
+            prompt_ids = self.renderer.begin(self.request, observation.messages)
+        except RowError as error:
+            raise EpisodeError(str(error)) from error
         self.said += observation.messages
         most, limit = self.stage.context_length, self.request.sampling.max_completion_length
         end = len(prompt_ids) + limit if most is None else min(len(prompt_ids) + limit, most)
@@ -173,26 +181,27 @@ class Episode:
             return Observation()
         # the same for all samples of a group, which are compared with each other; and small enough for any generator
         seed = self.request.seeds[0] % 2**31
-        return await self._asked(self.environment.reset(self.request.columns, seed), "reset")
+        return await self._asked(self.environment.reset(copy.deepcopy(self.request.columns), seed), "reset")
 
     async def _step(self, message: Message) -> Observation:
         assert self.environment is not None
         return await self._asked(self.environment.step(message), "step")
 
     async def _asked(self, answer: Awaitable[Observation], method: str) -> Observation:
-        """Return what the environment answers. Raises EpisodeError for what it raises, when it is late, and for a reward of NaN."""
+        """Return what the environment answers. Raises EpisodeError for what it raises, when it is late, and for no observation."""
         try:
-            async with asyncio.timeout(self.stage.timeout + GRACE_SECONDS):
+            async with asyncio.timeout(self.stage.timeout + GRACE_SECONDS) as deadline:
                 observation = await answer
+            fault = observation.fault
         except (ConfigError, RolloutError):
             raise
-        except (TimeoutError, DeadlineError) as error:
-            raise EpisodeError(f"the environment's {method} gave no answer within {self.stage.timeout:g} s") from error
         except Exception as error:
+            if isinstance(error, DeadlineError) or (isinstance(error, TimeoutError) and deadline.expired()):
+                raise EpisodeError(f"the environment's {method} gave no answer within {self.stage.timeout:g} s") from error
             raise EpisodeError(f"the environment's {method} failed: {first_line(error)}") from error
+        if fault:
+            raise EpisodeError(f"the environment's {method} gave {fault}")
         if observation.reward is not None:
-            if not math.isfinite(observation.reward):
-                raise EpisodeError(f"the environment's {method} gave the reward {observation.reward}, which is no finite number")
             self.rewards.append(float(observation.reward))
         return observation
 
@@ -203,14 +212,17 @@ class Episode:
         closing = self.renderer.turn_end if is_cut else ()
         prompt = self.request.prompt
         history = [*(() if isinstance(prompt, str) else prompt), *self.said]
-        follows = self.renderer.go_on((*trajectory.row, *closing), history, messages)
+        try:
+            follows = self.renderer.go_on((*trajectory.row, *closing), history, messages)
+        except RowError as error:
+            raise EpisodeError(str(error)) from error
         if follows.anew:
             return trajectory.fork(follows.ids)
         return trajectory.add_context((*closing, *follows.ids))
 
     def _summed(self) -> Mapping[str, float]:
         environments = self.stage.environments
-        return {environments.name: sum(self.rewards)} if environments is not None and self.rewards else {}
+        return {environments.name: sum(self.rewards, start=0.0)} if environments is not None else {}
 
     async def _close(self) -> str:
         """Close the environment; return what went wrong, "" for nothing."""

@@ -115,8 +115,7 @@ class _PythonEnvironment:
         try:
             return read_observation(value)
         except ValueError as error:
-            where = f"rollout.environment: {self.environments.dotted}.{method}"
-            raise ConfigError(f"{where} returned {error}; it must return {ALLOWED}") from error
+            raise ValueError(f"{self.environments.dotted}.{method} returned {error}; it must return {ALLOWED}") from error
 
 
 _REST = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

@@ -13,6 +13,7 @@ from truing.data.example import Message
 from truing.data.tree import TokenIds
 from truing.errors import ConfigError, RowError
 from truing.rollout.completion import RolloutRequest
+from truing.rollout.plain import well_formed
 
 ANSWERS = ("a", "<think>\nt\n</think>\n\na")
 """What an assistant may have written: without thinking, and with it."""
@@ -35,10 +36,13 @@ class Renderer(Protocol):
     """What ends a turn of the policy that was cut at its limit."""
 
     def begin(self, request: RolloutRequest, messages: Sequence[Message]) -> TokenIds:
-        """Return the prompt of an episode: the request's, with further messages behind its own."""
+        """Return the prompt of an episode: the request's, with further messages behind its own. Raises RowError if refused."""
 
     def go_on(self, row: TokenIds, history: Sequence[Message], messages: Sequence[Message]) -> Continuation:
-        """Return what follows `row`, the tokens of `history` that end with the policy's turn, for `messages` behind it."""
+        """Return what follows `row`, the tokens of `history` that end with the policy's turn, for `messages` behind it.
+
+        Raises RowError where the messages cannot be rendered.
+        """
 
 
 @attrs.frozen(eq=False)
@@ -76,7 +80,7 @@ class ChatRenderer:
         return bool(self.tools and question) and self._text(question) == self.encoder.apply_template(question, None)
 
     def begin(self, request: RolloutRequest, messages: Sequence[Message]) -> TokenIds:
-        """Return the prompt. Raises ConfigError where the request's was not rendered as this tokenizer renders it."""
+        """Return the prompt. Raises ConfigError where the request's was not rendered as this tokenizer renders it, and RowError."""
         assert not isinstance(request.prompt, str), "text is rendered by TextRenderer"
         own = self.encoder.tokenize([self.encoder.apply_template(request.prompt, None, add_generation_prompt=True)])[0]
         if own != request.prompt_ids:
@@ -93,10 +97,11 @@ class ChatRenderer:
 
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         try:
-            return self.encoder.apply_template(messages, self.tools, add_generation_prompt=add_generation_prompt)
+            text = self.encoder.apply_template(messages, self.tools, add_generation_prompt=add_generation_prompt)
         except RowError as error:
             roles = ", ".join(str(message.get("role")) for message in messages)
-            raise ConfigError(f"a conversation of {roles} cannot be rendered: {error}; give another model.chat_template") from error
+            raise RowError(f"a conversation of {roles} cannot be rendered: {error}; give another model.chat_template") from error
+        return well_formed(text)
 
     def go_on(self, row: TokenIds, history: Sequence[Message], messages: Sequence[Message]) -> Continuation:
         """Return the template's text for `messages`, or the whole conversation where it renders history otherwise."""
@@ -176,4 +181,4 @@ class TextRenderer:
         return Continuation(self._ids(messages))
 
     def _ids(self, messages: Sequence[Message]) -> TokenIds:
-        return self.encoder.tokenize(["".join(str(message["content"]) for message in messages)])[0]
+        return self.encoder.tokenize([well_formed("".join(str(message["content"]) for message in messages))])[0]

@@ -49,14 +49,15 @@ class TurnReader:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def read(self, ids: Sequence[int], prompt_ids: Sequence[int], turn: int) -> tuple[Message, tuple[Call, ...]]:
-        """Return a turn as the assistant's message, with `tool_calls` where all of its calls can be read, and the calls."""
+        """Return a turn as the assistant's message, with those of its calls that can be read as `tool_calls`, and all calls."""
         if not self.tools:
             return {"role": "assistant", "content": self.text(ids)}, ()
         message, written = self._parsed(ids, prompt_ids)
         calls = tuple(_read_call(call, f"{turn:04d}{index:05d}") for index, call in enumerate(written))
-        if not calls or any(call.fault for call in calls):
+        readable = [_as_written(call) for call in calls if not call.fault]
+        if not readable:
             return {"role": "assistant", "content": self.text(ids)}, calls
-        return {"role": "assistant", **message, "tool_calls": [_as_written(call) for call in calls]}, calls
+        return {"role": "assistant", **message, "tool_calls": readable}, calls
 
     def _parsed(self, ids: Sequence[int], prompt_ids: Sequence[int]) -> tuple[dict[str, Any], list[Any]]:
         """Return the message without its calls, and the calls: each a mapping, or what is wrong with it."""
@@ -77,12 +78,16 @@ class TurnReader:
         end = next((index for index in range(len(ids), 0, -1) if ids[index - 1] not in special), 0)
         text = str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=False))
         calls: list[Any] = []
-        for found in CALLS.finditer(text):
+
+        def take(found: re.Match[str]) -> str:
+            """Return what is left of a call in the text: what cannot be read is not written anywhere else."""
             try:
                 calls.append(json.loads(found[1]) if found[2] else "a call is not closed: </tool_call> is missing")
             except (ValueError, RecursionError) as error:
                 calls.append(f"a call is not JSON: {first_line(error)}")
-        return {"content": CALLS.sub("", text).strip()}, calls
+            return found[0] if _read_call(calls[-1], "").fault else ""
+
+        return {"content": CALLS.sub(take, text).strip()}, calls
 
 
 def _read_call(written: Any, id_: str) -> Call:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from truing.errors import PluginError
-from truing.rollout.completion import Completion, FinishReason, Fork, RolloutRequest, Sampling, VersionSpan
+from truing.rollout.completion import Completion, EpisodeRecord, FinishReason, Fork, RolloutRequest, Sampling, VersionSpan
 
 if TYPE_CHECKING:
     from truing.config.classes import RolloutConfig
@@ -140,9 +140,10 @@ class Trajectory:
         *,
         text: str,
         rewards: Mapping[str, float],
+        episode: EpisodeRecord,
         extra: Mapping[str, Any],
     ) -> Completion:
-        """Return the episode as a completion of `request`; one of finish_reason "error" has the tokens as far as it came."""
+        """Return the episode as a completion of `request`."""
         return Completion(
             request_id=request.id,
             index=index,
@@ -156,6 +157,7 @@ class Trajectory:
             columns=request.columns,
             rewards=rewards,
             forks=tuple(self.forks),
+            episode=episode,
             extra=extra,
         )
 
