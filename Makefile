@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH_ENV ?= $(HOME)/.cache/truing/bench
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-faults lint docs bench clean
+.PHONY: quickstart test test-faults test-rollouts lint docs bench clean
 
 quickstart: .venv/installed  ## align a tiny model on this machine's CPU, in about two minutes
 	$(BIN)/python examples/quickstart/run.py
@@ -14,6 +14,9 @@ test: .venv/installed  ## the whole test suite
 
 test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand, within 30 minutes
 	TRUING_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n 2 --dist worksteal
+
+test-rollouts: .venv/installed  ## rollouts from the real programs, in environments of their own outside the repository
+	TRUING_ROLLOUTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/rollouts
 
 lint: .venv/installed  ## format, style and types
 	$(BIN)/ruff format --check .

@@ -87,6 +87,14 @@ def load_function(source: FunctionSource) -> Callable[..., Any]:
     return function
 
 
+def parameters_of(source: FunctionSource) -> tuple[str, ...]:
+    """Return the names of the parameters of a function that its file defines; imports nothing. Empty for what is no `def`."""
+    for node in ast.parse(source.file.read_bytes()).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == source.function:
+            return tuple(one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+    return ()
+
+
 def describe_failure(error: BaseException, source: FunctionSource) -> str:
     """Return "file:line: Type: message" for an error that came out of a user's code: the innermost line of the user's file."""
     kind = f"{type(error).__name__}: {error}"

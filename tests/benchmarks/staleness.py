@@ -1,8 +1,8 @@
 """What sampling ahead saves: python -m tests.benchmarks.staleness [--rounds 3] [--steps 40] [--executable VLLM].
 
-GRPO on the quickstart's sums, from a real vLLM server that has one core to itself, with the trainer on the other: the same run with
-rollout.max_staleness 0 and 1, turn by turn against one server. Seconds are wall time between lines of the log, so that start and
-end of a run are left out. The program is built by `make test-rollouts`.
+GRPO on a small random Llama, which is to write the letter a, from a real vLLM server that has one core to itself, with the trainer
+on the other: the same run with rollout.max_staleness 0 and 1, turn by turn against one server. Seconds are wall time between lines
+of the log, so that start and end of a run are left out. The program is built by `make test-rollouts`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,16 @@ from pathlib import Path
 
 import attrs
 
-ROOT = Path(__file__).parents[2]
+from truing.testing import tiny_model, tiny_tokenizer
+
 VLLM = Path("~/.cache/truing/rollouts/vllm/bin/vllm").expanduser()
-WARM_UP = 5
+WARM_UP = 4
 """Steps that are not timed."""
+TOKENS = 32
+REWARD = """
+def letters(completions, **columns):
+    return [text.count("a") / max(1, len(text)) for text in completions]
+"""
 START_SECONDS = 600
 
 
@@ -43,25 +49,22 @@ class Found:
     first_reward: float
     last_reward: float
     """Mean rewards of the first and the last tenth of the steps."""
-    held_out: float
     gap: float
     """Mean distance of the sampler's log-probabilities from the trainer's, in nats."""
 
 
 def config(folder: Path, staleness: int, arguments: argparse.Namespace) -> Path:
     """Write the configuration of a run."""
-    quickstart = ROOT / "examples/quickstart"
     values = {
         "method": {"name": "grpo", "importance_sampling_correction": "token_truncate"},
-        "model": {"name": str(quickstart / "model")},
-        "data": {"path": str(quickstart / "data/sums.jsonl"), "format": "text"},
-        "eval_data": {"path": str(quickstart / "data/sums_eval.jsonl"), "format": "text"},
+        "model": {"name": str(folder / "model")},
+        "data": {"path": str(folder / "prompts.jsonl"), "format": "text"},
         "rollout": {
             "name": "vllm",
             "server": f"unix:{folder / 'v.sock'}",
             "weights_dir": str(folder / "weights"),
             "num_generations": arguments.generations,
-            "max_completion_length": 32,
+            "max_completion_length": TOKENS,
             "max_staleness": staleness,
             "serve": {
                 "executable": str(arguments.executable),
@@ -72,20 +75,33 @@ def config(folder: Path, staleness: int, arguments: argparse.Namespace) -> Path:
                 "start_timeout": START_SECONDS,
             },
         },
-        "rewards": ["rewards.right_answer"],
+        "rewards": ["rewards.letters"],
         "trainer": {
             "batch_size": arguments.prompts,
-            "learning_rate": 1e-3,
+            "learning_rate": 3e-4,
             "warmup_ratio": 0.1,
             "max_steps": arguments.steps,
             "logging_steps": 1,
         },
         "output": {"dir": str(folder / f"run-{staleness}")},
     }
-    (folder / "rewards.py").write_text((quickstart / "rewards.py").read_text())
     path = folder / f"staleness-{staleness}.yaml"
     path.write_text(json.dumps(values))
     return path
+
+
+def write_inputs(folder: Path, arguments: argparse.Namespace) -> None:
+    """Write model, prompts and reward."""
+    tokenizer = tiny_tokenizer()
+    # a head size that vLLM's kernels for CPUs know
+    model = tiny_model(
+        tokenizer, hidden_size=arguments.hidden, layers=6, heads=arguments.hidden // 32, kv_heads=2, initializer_range=0.05
+    )
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = ({"prompt": f"Letters, number {number}: "} for number in range(256))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rewards.py").write_text(REWARD)
 
 
 def truing(core: int, *arguments: str) -> list[str]:
@@ -137,7 +153,6 @@ def run(path: Path, environment: dict[str, str]) -> Found:
         sampling=statistics.median(line["seconds/sampling"] for line in steps[WARM_UP:]),
         first_reward=statistics.fmean(line["reward"] for line in steps[:tenth]),
         last_reward=statistics.fmean(line["reward"] for line in steps[-tenth:]),
-        held_out=next(line["eval_reward"] for line in lines if "eval_reward" in line),
         gap=statistics.fmean(line["sampling/sampling_logp_difference/mean"] for line in steps),
     )
 
@@ -147,13 +162,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--executable", type=Path, default=VLLM)
     parser.add_argument("--staleness", type=int, default=1)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder, ratios = Path(name), []
+        write_inputs(folder, given)
         paths = [config(folder, staleness, given) for staleness in (0, given.staleness)]
         environment = one_thread()
         with server(paths[0], folder, environment):

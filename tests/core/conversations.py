@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -28,6 +30,50 @@ FORGETS_THINKING = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """As Qwen 3's: what was thought in earlier turns is left out."""
+
+GUESS = '''
+import asyncio, time
+
+OPEN = []
+
+class Guess:
+    """The policy guesses a number."""
+
+    def reset(self, seed=None, secret=3):
+        self.secret, self.seed = secret, seed
+        OPEN.append(self)
+        return f"Guess ({seed})."
+
+    def step(self, text):
+        if not text.isdecimal():
+            raise ValueError(f"{text!r} is no number")
+        number = int(text)
+        if number == self.secret:
+            return "right", 1.0, True
+        return ("higher" if number < self.secret else "lower"), -0.25, False
+
+    def close(self):
+        OPEN.remove(self)
+
+class Few(Guess):
+    name, capacity, most = "few", 2, 0
+
+    def step(self, text):
+        Few.most = max(Few.most, len(OPEN))
+        time.sleep(0.01)
+        return super().step(text)
+
+class Awaited(Guess):
+    async def step(self, text):
+        await asyncio.sleep(0)
+        return super().step(text)
+
+class Slow(Guess):
+    def step(self, text):
+        if text == "7":
+            time.sleep(30)
+        return super().step(text)
+'''
 
 Say = Callable[[RolloutRequest], str]
 
@@ -122,15 +168,15 @@ def opened(folder, say: Say, *, server: bool = False, template: str | None = Non
         tokenizer.chat_template = template
     context = attrs.evolve(fake_context(folder), tokenizer=tokenizer, config_dir=folder)
     context.models["policy"].config.max_position_embeddings = 2048
-    backend = Scripted(say, server) if environments is None else ScriptedInEnvironments(say, server, environments)
-    return open_rollout(RolloutConfig(backend=backend, **rollout), context)
+    scripted = Scripted(say, server) if environments is None else ScriptedInEnvironments(say, server, environments)
+    return open_rollout(RolloutConfig(**{"backend": scripted, **rollout}), context)
 
 
 def ask(
     live: Any, prompt: Any, *seeds: int, id: str = "r", columns: dict[str, Any] | None = None, length: int = 200
 ) -> RolloutRequest:
     """Return a request for a prompt, text or messages, as the run's data would give it."""
-    tokenizer = live.engine.tokenizer
+    tokenizer = live.stage.reader.tokenizer
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt, add_special_tokens=False)
     else:
@@ -151,7 +197,28 @@ def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def last_line(live: Any, request: RolloutRequest) -> str:
-    """Return the last message that the policy reads, without markup."""
-    text = live.tokenizer.decode(list(request.prompt_ids))
-    return text.rsplit("<|im_start|>", 2)[-2].partition("\n")[2].removesuffix("<|im_end|>\n")
+TOKENIZER = tiny_tokenizer()
+
+
+def up_from(start):
+    """Guess `start`, and one more each time that it was told higher."""
+
+    def say(request):
+        text = TOKENIZER.decode(list(request.prompt_ids))
+        return str(start + len(re.findall("user\nhigher", text)))
+
+    return say
+
+
+def by_sample(live, *requests):
+    found = {(one.request_id, one.index): one for one in live.generate(requests)}
+    assert len(found) == sum(request.n for request in requests)
+    return found
+
+
+def module_of(live):
+    return vars(sys.modules[live.stage.environments.make.__module__])
+
+
+def text_of(ids):
+    return TOKENIZER.decode(list(ids))

@@ -12,7 +12,7 @@ from truing import ConfigError, PluginError
 from truing.config import RewardEntry, RolloutConfig, build_config, dump_config
 from truing.data.strategies import FunctionStrategy, Preference
 from truing.registry import Registry
-from truing.rewards import DefaultReward, EnvironmentReward, FunctionReward, reward_registry
+from truing.rewards import DefaultReward, FunctionReward, reward_registry
 from truing.rollout.functions import FunctionRollout
 
 BARE = Registry.from_modules({})
@@ -43,30 +43,6 @@ def test_a_rollout_method_without_rewards_gets_the_default_reward(tmp_path):
     config = load(tmp_path, DPO, "method=grpo", "data.format=text")
     assert config.rewards == (RewardEntry(reward=DefaultReward(), weight=1.0),)
     assert load(tmp_path, DPO).rewards == ()
-
-
-def test_where_the_policy_acts_in_an_environment_that_is_what_rewards_it(tmp_path):
-    (tmp_path / "game.py").write_text("class Game:\n    pass\n\ndef look():\n    pass\n")
-    online = (tmp_path, f"{DPO}rollout: {{environment: game.Game, tools: game.look}}\n", "method=grpo", "data.format=text")
-    config = load(*online)
-    assert config.rewards == (RewardEntry(reward=EnvironmentReward()),)
-    assert config.rollout == RolloutConfig(backend=InProcess(), environment="game.Game", tools=("game.look",))
-    assert load(*online, "rewards=[default]").rewards == (RewardEntry(reward=DefaultReward()),)
-
-
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("environment=game.Gama", "rollout.environment cannot be used: .*game.py defines no function 'Gama'; did you mean 'Game'"),
-        ("tools=[game.Game,other.tool]", "rollout.tools cannot be used: no module for 'other.tool'"),
-        ("tools=game.Game rollout.top_k=5", "rollout.top_k is 5, and the log-probabilities of a conversation's turns must be the"),
-    ],
-)
-def test_what_an_episode_needs_is_looked_for_before_a_run(tmp_path, key, message):
-    (tmp_path / "game.py").write_text("class Game:\n    pass\n")
-    overrides = f"rollout.{key}".split()
-    with pytest.raises(ConfigError, match=message):
-        load(tmp_path, f"{DPO}rollout: {{num_generations: 2}}\n", "method=grpo", "data.format=text", *overrides)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tests.core.conversations import FORGETS_THINKING, TOOLS_TEMPLATE, user
 from truing.data.encode import Encoder
@@ -90,6 +94,24 @@ def test_what_is_appended_turn_by_turn_is_what_the_template_renders_as_a_whole(t
     assert row == rendered(tokenizer, history)
 
 
+def test_a_tokenizer_that_begins_a_text_with_a_space_puts_none_behind_a_turn():
+    """As those of SentencePiece do: the space is there where the text begins, and not after a special token."""
+    special = ["<pad>", "<bos>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: index for index, token in enumerate([*special, "▁", "\n", *string.ascii_lowercase])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", extra_special_tokens=["<|im_start|>"], chat_template=CHAT_TEMPLATE
+    )
+    assert tokenizer.tokenize("a") == ["▁", "a"]
+    chat = ChatRenderer(Encoder(tokenizer, Layout.ROLLOUT))
+    history = [user("q"), assistant("a")]
+    row = (*rendered(tokenizer, history[:1]), *tokenizer.convert_tokens_to_ids(["a", "<|im_end|>"]))
+    follows = chat.go_on(row, history, [user("c")])
+    assert (*row, *follows.ids) == rendered(tokenizer, [*history, user("c")])
+
+
 def test_prompts_with_messages_and_tools_behind_them_are_rendered_as_one():
     chat = renderer(TOOLS_TEMPLATE, [SCHEMA])
     tokenizer = chat.encoder.tokenizer
@@ -133,6 +155,22 @@ def test_answers_of_tools_follow_a_call():
 )
 def test_templates_that_render_history_otherwise_are_found_out(template, tools, expected):
     assert renderer(template, tools).rewritten == expected
+
+
+@pytest.mark.parametrize(("template", "hides"), [(CHAT_TEMPLATE, True), (TOOLS_TEMPLATE, False)])
+def test_templates_that_do_not_tell_of_tools_are_found_out(template, hides):
+    assert renderer(template, [SCHEMA]).hides_tools is hides
+    assert not renderer(template).hides_tools
+
+
+def test_a_template_that_leaves_out_what_is_said_beside_a_call_rewrites_history():
+    only_calls = TOOLS_TEMPLATE.replace("{{ message.content }}", "{% if not message.tool_calls %}{{ message.content }}{% endif %}")
+    assert renderer(only_calls, [SCHEMA]).rewritten == ("tool",)
+
+
+def test_a_template_that_takes_no_conversation_renders_each_as_a_whole():
+    chat = renderer("{% if messages | length > 1 %}{{ raise_exception('one message') }}{% endif %}{{ messages[0].content }}")
+    assert chat.rewritten == ("user",)
 
 
 def test_a_template_that_ends_turns_without_a_special_token_goes_on_behind_the_end_token():

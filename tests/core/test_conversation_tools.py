@@ -226,6 +226,13 @@ def test_an_episode_with_tools_ends_at_a_turn_without_calls(folder, server):
     live.close()
 
 
+def test_an_answer_that_is_cut_was_not_ended_by_the_policy(folder):
+    live = conversation(folder, ["It is 42."], tools=("mine.add",), max_turn_length=4)
+    [one] = live.generate([ask(live, [user("Add.")])])
+    live.close()
+    assert (one.finish_reason, one.text, one.extra["turns"]) == ("length", "It i", 1)
+
+
 def test_calls_of_the_last_turn_are_not_made(folder):
     (folder / "noted.py").write_text(
         'CALLS = []\n\ndef note():\n    """Notes."""\n    CALLS.append(1)\n    return str(len(CALLS))\n'

@@ -23,6 +23,7 @@ from truing.rewards import (
     reward_registry,
     score,
 )
+from truing.rewards.functions import fed_from
 from truing.testing import LetterReward, check_reward, fake_completions
 
 
@@ -103,6 +104,25 @@ def test_columns_reach_batches_as_lists_and_single_calls_as_values():
     score(as_reward(many), rows)
     assert seen == {"answer": [1, 2], "level": 3, "extra": ["a", None]}
     assert score(as_reward(one), rows) == [1.0, 2.0]
+
+
+def plural(prompts, completions, answers, **kwargs):
+    return [float(answer) + len(kwargs) for answer in answers]
+
+
+def test_a_plural_is_fed_from_the_column_of_its_singular():
+    assert score(as_reward(plural), completions(answer=[1, 2], other=["x", "y"])) == [3.0, 4.0]
+    assert score(as_reward(plural), completions(answer=[1, 2], answers=[5, 6])) == [6.0, 7.0]
+    line = "reward plural: its parameter `answers` is fed from the column `answer`"
+    assert fed_from(as_reward(plural), {"answer", "other"}) == [line]
+    assert fed_from(as_reward(plural), {"answer", "answers"}) == fed_from(DefaultReward(), {"answer"}) == []
+
+
+def test_which_column_feeds_a_function_of_a_file_is_known_without_importing_it(tmp_path):
+    (tmp_path / "mine.py").write_text("raise ValueError\nasync def f(completions, *, answers):\n    pass\n")
+    (tmp_path / "other.py").write_text("from mine import f\n")
+    found = [fed_from(FunctionReward(name=f"{file}.f", base_dir=tmp_path), {"answer"}) for file in ("mine", "other")]
+    assert found == [["reward mine.f: its parameter `answers` is fed from the column `answer`"], []]
 
 
 def test_missing_column_is_named():

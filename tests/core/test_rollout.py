@@ -70,13 +70,27 @@ def test_prompts_keep_their_markup_and_lose_the_token_that_the_tokenizer_adds(tm
 
     def look(model, processing_class, prompts, generation_config=None):
         seen.extend(prompts)
-        assert model is context.models["policy"] and processing_class is tokenizer
+        assert model is context.models["policy"] and processing_class.get_vocab() == tokenizer.get_vocab()
         return prompts
 
     ids = tokenizer.encode("<|im_start|>user\nHi")
     list(LiveFunctionRollout("f", look, context).generate([ask(ids, 1, 2)]))
     assert seen == ["<|im_start|>user\nHi"] * 2
     assert tokenizer.encode(seen[0]) == ids
+
+
+def test_messages_are_rendered_as_text_for_functions_that_ask_for_it_so(context):
+    messages = [{"role": "user", "content": "Hi"}]
+
+    def look(model, processing_class, prompts, generation_config=None):
+        text = processing_class.apply_chat_template(messages, processing_class=False, add_generation_prompt=True)
+        assert text == context.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = processing_class.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert ids == context.tokenizer.encode(text)
+        return prompts
+
+    list(LiveFunctionRollout("f", look, context).generate([ask([5], 1)]))
+    assert "apply_chat_template" not in vars(context.tokenizer)
 
 
 def test_one_call_for_each_sampling_with_its_generation_config(context):

@@ -140,12 +140,26 @@ def test_equal_rewards_are_sampled_anew_until_the_tries_are_used_up():
         (lambda request, index: {"token_logps": (0.0, 0.0)}, "gives 2 token_logps for 1 tokens"),
         (lambda request, index: {"loss_mask": ()}, "gives 0 loss_mask for 1 tokens"),
         (lambda request, index: {"loss_mask": (False,)}, "gives a completion of which no token is counted"),
+        (
+            lambda request, index: {"versions": (VersionSpan(version=1, start=0, end=2),)},
+            r"gives versions \[\(1, 0, 2\)\] for 1 tokens, and they must cover",
+        ),
     ],
 )
 @pytest.mark.parametrize("backend", [Backend, Server])
 def test_a_backend_that_does_not_answer_as_it_is_asked_is_named(backend, change, message):
     with pytest.raises(PluginError, match=f"rollout 'fake' .*{message}"):
         sample(sampler(backend(change)), [0], 2)
+
+
+def test_where_versions_are_needed_none_is_a_fault():
+    with pytest.raises(PluginError, match=r"gives versions \[\] for 1 tokens"):
+        sample(sampler(versions_needed=True), [0], 2)
+
+
+def test_rewards_that_do_not_apply_do_not_make_a_group_differ():
+    rewards = Rewards(score=lambda one: 1.0 if one.index else math.nan)
+    assert sample(sampler(rewards=rewards), [0], 3, resamplings=1).resampled == 1
 
 
 def test_rewards_that_do_not_apply_add_nothing():

@@ -10,7 +10,9 @@ import pytest
 from tests.core.engines import Letters
 from tests.end_to_end.test_online import ROWS, Repeated, align, completions
 from tests.end_to_end.test_resume import history
-from truing import ConfigError, RolloutError
+from truing import ConfigError, RolloutError, TruingError
+from truing.config import RewardEntry
+from truing.rewards import as_reward
 from truing.testing.fakes import FakeRollout
 from truing_grpo import GRPO
 
@@ -71,22 +73,53 @@ def test_completions_of_weights_beyond_the_bound_are_dropped_counted_and_sampled
     assert len(live.submitted) == 2 * len(ROWS) + sum(dropped) / 4
 
 
-def test_a_backend_that_never_takes_weights_ends_the_run_with_a_checkpoint(tmp_path):
-    with pytest.raises(
-        RolloutError, match="still samples from weights of version 0.*Saved as .*step-00000002; go on with --resume"
-    ):
+def said(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_backend_that_never_takes_weights_ends_the_run_with_a_checkpoint(tmp_path, capsys):
+    with pytest.raises(RolloutError, match="still samples from weights of version 0, and none before 1"):
         run(tmp_path / "run", staleness=1, letters=Letters(late_by=99), max_steps=6)
+    assert "step-00000002 before it ends for what follows; --resume goes on" in said(capsys)
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_when_the_backend_is_gone_the_run_is_saved_and_goes_on_with_every_prompt_once(tmp_path, staleness):
     folder = tmp_path / "run"
-    with pytest.raises(RolloutError, match="the server at letters is gone. Saved as"):
+    with pytest.raises(RolloutError, match="the server at letters is gone"):
         run(folder, staleness=staleness, letters=Letters(gone_after=13), num_epochs=2)
     state, _ = run(folder, staleness=staleness, num_epochs=2, resume=True)
     assert state.step == 10
     assert Counter(line["sample"] for line in completions(folder)) == dict.fromkeys(range(len(ROWS)), 2 * 4)
     assert len({(line["step"], line["sample"]) for line in completions(folder)}) == 2 * len(ROWS)
+
+
+def test_what_was_learned_before_an_error_is_saved_whatever_the_error_is_and_no_line_of_the_log_is_lost(tmp_path, capsys):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(whole, staleness=0, num_epochs=2, logging_steps=4)
+
+    def fails(prompt, response):
+        calls.append(response)
+        if len(calls) > 6 * 8:
+            raise RuntimeError("no more")
+        return 1.0
+
+    calls = []
+    entry = RewardEntry(reward=as_reward(fails), on_error="fail")
+    with pytest.raises(TruingError, match="no more"):
+        run(broken, staleness=0, num_epochs=2, logging_steps=4, rewards=[entry])
+    assert "--resume goes on" in said(capsys)
+    run(broken, staleness=0, num_epochs=2, logging_steps=4, resume=True)
+    assert [line["step"] for line in history(broken)] == [1, 4, 6, 8, 10]
+    assert [line["step"] for line in history(whole)] == [1, 4, 8, 10]
+
+
+def test_an_evaluation_that_failed_is_made_up_for(tmp_path):
+    options = {"staleness": 0, "num_epochs": 2, "eval_dataset": ROWS[:2], "eval_steps": 5}
+    with pytest.raises(RolloutError):
+        run(tmp_path / "run", letters=Letters(gone_after=10), **options)
+    state, _ = run(tmp_path / "run", resume=True, **options)
+    assert [line["step"] for line in state.history if "eval_reward" in line] == [5, 10]
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
@@ -112,6 +145,6 @@ def test_a_backend_in_process_cannot_run_ahead(tmp_path):
 
 def test_a_method_that_does_not_correct_is_warned_of(tmp_path, capsys):
     run(tmp_path / "run", GRPO(), max_steps=1)
-    assert "takes what older weights sampled for its own" in " ".join(capsys.readouterr().out.split())
+    assert "takes what older weights sampled for its own" in said(capsys)
     run(tmp_path / "other", max_steps=1)
     assert "older weights" not in capsys.readouterr().out

@@ -75,9 +75,9 @@ def in_every_step(act: Callable[[Run], object]) -> None:
     """Do something just before every step."""
     real = truing.train.loop.train_step
 
-    def wrapped(run: Run) -> Any:
+    def wrapped(run: Run, trees: Any) -> Any:
         act(run)
-        return real(run)
+        return real(run, trees)
 
     truing.train.loop.train_step = wrapped
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
+
+BIND_SECONDS = 10.0
+"""How long a port may be taken by another."""
 
 
 @attrs.frozen
@@ -69,8 +73,18 @@ class HttpThread:
         if self.socket:
             self._server = await asyncio.start_unix_server(self._serve, self.socket, backlog=2048)
         else:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=2048)
+            self._server = await self._bound(time.monotonic() + BIND_SECONDS)
             self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _bound(self, deadline: float) -> asyncio.Server:
+        """Listen on a port, the same as before a death; a connection that the test has going may have taken it meanwhile."""
+        while True:
+            try:
+                return await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=2048)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
 
     async def die(self) -> None:
         """Stop to listen, and break off what is in flight, as a killed process does."""

@@ -57,12 +57,15 @@ class FakeVllm:
     ) -> None:
         self.base, self.weights_dir, self.token, self.scale_out, self.guarded = model, weights_dir, token, scale_out, guarded
         self.token_seconds = token_seconds
+        self.max_model_len = 256
         self.faults: deque[Fault] = deque()
         """Of the next completions, one each."""
         self.fail_updates = 0
         """How many of the next updates fail."""
         self.half_loaded = 0
         """How many of the next updates load half of the weights, and say nothing."""
+        self.hangs = False
+        """Whether nothing that is to be computed is answered."""
         self.calls: list[str] = []
         self.asked: list[dict[str, Any]] = []
         """Bodies of requests for completions."""
@@ -185,22 +188,24 @@ class FakeVllm:
 
     async def _complete(self, body: Any, prompt: list[int], params: dict[str, Any], shape: Any) -> Reply:
         self.asked.append(body)
-        probing = "prompt_logprobs" in params
+        probing = params["max_tokens"] == 1
         fault = self.faults.popleft() if self.faults and not probing else None
-        if fault == "hang":
+        if fault == "hang" or self.hangs:
             await asyncio.Event().wait()
         if fault == "die":
             asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self.http.die()))
             await asyncio.Event().wait()
         if fault in ("429", "500"):
             return Reply({"error": "spoilt"}, int(fault))
+        if len(prompt) >= self.max_model_len:
+            return Reply({"error": "maximum context length"}, 400)
         name = body.get("model")
         if name not in (None, "policy", *self.state.adapters):
             return Reply({"error": f"no model {name}"}, 404)
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            answer = shape(prompt, *await self._sample(prompt, params, name), self._prompt_logps(prompt, name) if probing else None)
+            answer = shape(prompt, *await self._sample(prompt, params, name))
         finally:
             self._at_once -= 1
         (choice,) = answer["choices"]
@@ -230,12 +235,15 @@ class FakeVllm:
         tokens: list[int] = []
         logps: list[float] = []
         labels: list[str] = []
-        while len(tokens) < params["max_tokens"]:
+        while len(tokens) < min(params["max_tokens"], self.max_model_len - len(prompt)):
             await self.state.running.wait()
             await asyncio.sleep(self.token_seconds)
             await self.state.running.wait()
             temperature = params["temperature"] or 1.0
-            scores = (self._logits([*prompt, *tokens], name)[-1] / temperature).log_softmax(-1)
+            logits = self._logits([*prompt, *tokens], name)[-1] / temperature
+            if params["top_k"]:
+                logits[logits < logits.topk(params["top_k"]).values[-1]] = -torch.inf
+            scores = logits.log_softmax(-1)
             drawn = scores.exp().multinomial(1, generator=generator) if params["temperature"] else scores.argmax().unsqueeze(0)
             tokens.append(int(drawn))
             logps.append(float(scores[drawn]))
@@ -244,11 +252,7 @@ class FakeVllm:
                 return tokens, logps, "stop", _spans(labels)
         return tokens, logps, "length", _spans(labels)
 
-    def _prompt_logps(self, prompt: list[int], name: str | None) -> list[Any]:
-        scores = self._logits(prompt, name).log_softmax(-1)
-        return [None, *({str(token): {"logprob": float(row[token])}} for row, token in zip(scores, prompt[1:], strict=False))]
-
-    def _generated(self, prompt: Any, tokens: Any, logps: Any, reason: str, spans: Any, prompt_logps: Any) -> dict[str, Any]:
+    def _generated(self, prompt: Any, tokens: Any, logps: Any, reason: str, spans: Any) -> dict[str, Any]:
         content = [{"token_id": token, "logprob": logp} for token, logp in zip(tokens, logps, strict=True)]
         choice = {
             "index": 0,
@@ -257,15 +261,14 @@ class FakeVllm:
             "logprobs": {"content": content},
             "weight_versions": spans,
         }
-        return {"choices": [choice], "prompt_logprobs": prompt_logps}
+        return {"choices": [choice]}
 
-    def _completed(self, prompt: Any, tokens: Any, logps: Any, reason: str, spans: Any, prompt_logps: Any) -> dict[str, Any]:
+    def _completed(self, prompt: Any, tokens: Any, logps: Any, reason: str, spans: Any) -> dict[str, Any]:
         choice = {
             "index": 0,
             "token_ids": tokens,
             "prompt_token_ids": prompt,
             "finish_reason": reason,
-            "prompt_logprobs": prompt_logps,
         }
         return {"choices": [{**choice, "logprobs": {"token_logprobs": logps}}]}
 

@@ -35,10 +35,10 @@ def plain_logps(model: torch.nn.Module, completion: Completion, temperature: flo
 
 
 def moved(model: torch.nn.Module, by: float = 0.05) -> None:
-    """Change every weight, as a training step does."""
+    """Change every weight that is trained, as a step does."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for weight in model.parameters():
+        for weight in filter(lambda weight: weight.requires_grad, model.parameters()):
             weight.add_(torch.randn(weight.shape, generator=generator) * by)
 
 

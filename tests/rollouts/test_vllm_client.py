@@ -108,9 +108,21 @@ def test_a_request_that_takes_too_long_is_given_up_where_others_are_answered(tmp
 
 def test_a_server_that_answers_nothing_is_an_error_of_the_run(tmp_path):
     with rig(tmp_path, timeout=1.0) as run:
-        run.fake.faults.extend(["hang"] * 2)
-        with pytest.raises(RolloutError, match="did not answer .* within 1 s, nor anything else in that time"):
+        run.live.update_weights(0, FakeWeights(run.policy))
+        run.fake.hangs = True
+        with pytest.raises(RolloutError, match="no vLLM server came back within 1 s, .* did not answer .* within 1 s"):
             run.live.submit(request_of()).result(20)
+
+
+def test_a_request_that_hangs_is_asked_once_more_when_the_server_answers_the_probe(tmp_path):
+    with rig(tmp_path, timeout=1.0) as run:
+        run.live.update_weights(0, FakeWeights(run.policy))
+        plain = run.live.submit(request_of(seeds=(1,))).result(20)
+        run.fake.faults.extend(["hang"])
+        assert run.live.submit(request_of(seeds=(1,))).result(20) == plain
+        run.fake.faults.extend(["hang"] * 2)
+        (failed,) = run.live.submit(request_of(seeds=(1,))).result(20)
+        assert failed.finish_reason == "error" and "within 1 s" in failed.extra["error"]
 
 
 def test_a_hung_server_costs_time_and_no_completion_where_there_is_another(tmp_path):

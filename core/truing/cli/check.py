@@ -50,7 +50,9 @@ def _summary(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if config.rollout is not None and plan is not None:
         completions = f"{plan.num_generations} completions of each prompt, of up to {plan.sampling.max_completion_length} tokens"
         again = f", each rollout batch for {plan.updates} steps" if plan.updates > 1 else ""
-        yield "rollout", f"{config.rollout.backend.name}: {completions}{again}"
+        acts = f", acting in {config.rollout.environment}" if config.rollout.environment else ""
+        tools = f", with the tools {', '.join(config.rollout.tools)}" if config.rollout.tools else ""
+        yield "rollout", f"{config.rollout.backend.name}: {completions}{acts}{tools}{again}"
     if config.rewards:
         yield "rewards", ", ".join(f"{entry.weight:g} x {entry.reward.name}" for entry in config.rewards)
     prompts = trainer.batch_size * trainer.gradient_accumulation

@@ -57,7 +57,7 @@ def plain(value: Any, *, secret: bool = False) -> Any:
         return {**({"name": plugin} if isinstance(plugin, str) else plugin), **_plain_items(shared, secret=secret)}
     if attrs.has(type(value)):
         settings = _plain_items({field.name: getattr(value, field.name) for field in settings_of(type(value))}, secret=secret)
-        if type(value).__module__ == classes.__name__:
+        if type(value).__module__ == classes.__name__ or not hasattr(value, "name"):  # a mapping of core's, or within a plugin
             return settings
         # a user's function has its name as a field, and nothing to set
         return {"name": value.name, **settings} if settings and "name" not in settings else value.name

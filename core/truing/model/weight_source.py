@@ -14,6 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from truing.train.ranks import together
+
 if TYPE_CHECKING:
     from truing.train.run import Run
 
@@ -56,12 +58,13 @@ class PolicyWeights:
         if not isinstance(run.state.model, PeftModel):
             return None
         folder = run.run_dir.path / "adapters" / f"version-{run.state.step:08d}"
-        if run.accelerator.is_main_process:
-            run.state.model.save_pretrained(str(folder))
-            for old in sorted(folder.parent.glob("version-*"))[:-KEPT]:
-                shutil.rmtree(old)
-        run.accelerator.wait_for_everyone()
+        together(lambda: self._save_adapter(folder) if run.accelerator.is_main_process else None, "writing the adapter")
         return folder
+
+    def _save_adapter(self, folder: Path) -> None:
+        self.run.state.model.save_pretrained(str(folder))
+        for old in sorted(folder.parent.glob("version-*"))[:-KEPT]:
+            shutil.rmtree(old)
 
 
 def _without_wrapper(name: str, model: PeftModel) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,8 @@ class CallableReward:
     """A plain function as a reward, called by the names of its parameters; see SIGNATURES.
 
     It may be `async def`. A parameter that is none of prompt(s), response and completions is a column, and `**columns` takes all
-    others: one value in `f(prompt, response)`, else a list with one for each completion, None where a row lacks it. Raises
+    others: one value in `f(prompt, response)`, else a list with one for each completion, None where a row lacks it. One that ends
+    in s, and is no column, is the column of its singular (`fed_from`). Raises
     ConfigError for a signature that fits none of the three, and on a call when a column is asked for that no row has.
     """
 
@@ -65,13 +66,14 @@ class CallableReward:
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
         for key, parameter in wanted.items():
             required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-            if required and key not in known:
+            if required and column_of(key, known) is None:
                 columns = ", ".join(sorted(known)) or "none"
                 raise ConfigError(
                     f"reward {self.name!r} asks for column {key!r}, which no row has (columns: {columns}){did_you_mean(key, known)}"
                 )
-        passed = sorted(known) if takes_all else [key for key in wanted if key in known]
-        return {key: [completion.columns.get(key) for completion in completions] for key in passed}
+        passed = {key: column for key in wanted if (column := column_of(key, known)) is not None}
+        passed |= {key: key for key in sorted(known)} if takes_all else {}
+        return {key: [completion.columns.get(column) for completion in completions] for key, column in passed.items()}
 
 
 @attrs.frozen(kw_only=True)
@@ -97,6 +99,29 @@ class FunctionReward:
     def __call__(self, completions: Sequence[Completion]) -> Scores | Awaitable[Scores]:
         """Call the function."""
         return self.loaded(completions)
+
+
+def column_of(parameter: str, known: Collection[str]) -> str | None:
+    """Return the column that feeds a parameter: that of its name, else `answer` for `answers`; None where there is none."""
+    if parameter in known:
+        return parameter
+    return parameter[:-1] if parameter.endswith("s") and parameter[:-1] in known else None
+
+
+def fed_from(reward: Any, known: Collection[str]) -> list[str]:
+    """Return a sentence for each parameter of a function that is fed from a column of another name; imports nothing."""
+    from truing.functions import find_function, parameters_of
+
+    if isinstance(reward, FunctionReward):
+        parameters: Iterable[str] = parameters_of(find_function(reward.name, reward.base_dir))
+    else:
+        parameters = reward._parameters if isinstance(reward, CallableReward) else ()
+    fed = {name: column_of(name, known) for name in parameters if name not in _GIVEN}
+    return [
+        f"reward {reward.name}: its parameter `{name}` is fed from the column `{column}`"
+        for name, column in fed.items()
+        if column not in (None, name)
+    ]
 
 
 _GIVEN = {"prompt", "response", "prompts", "completions"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from truing.errors import ConfigError, PluginError
 from truing.rollout.completion import Completion, RolloutRequest, Sampling, VersionSpan, WeightSource
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 SIGNATURE = "f(model, processing_class, prompts, generation_config=None) -> list[str]"
 """What a plain function must look like to be a rollout backend."""
@@ -84,7 +85,7 @@ class LiveFunctionRollout:
             torch.manual_seed(seed)
             texts = self.function(
                 policy,
-                self.context.tokenizer,
+                self._processing_class,
                 prompts,
                 generation_config=self._generation_config(sampling),
             )
@@ -108,6 +109,19 @@ class LiveFunctionRollout:
             pad_token_id=tokenizer.pad_token_id,
             **(drawn if sampling.temperature > 0 else {}),
         )
+
+    @cached_property
+    def _processing_class(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; asked to render messages with `processing_class=False`, as some functions do, it gives text."""
+        tokenizer = copy.copy(self.context.tokenizer)
+        render: Any = tokenizer.apply_chat_template
+
+        def apply_chat_template(conversation: Any, *args: Any, processing_class: Any = None, **options: Any) -> Any:
+            tokenize = {"tokenize": False} if processing_class is False else {}
+            return render(conversation, *args, **{**options, **tokenize})
+
+        vars(tokenizer)["apply_chat_template"] = apply_chat_template
+        return tokenizer
 
     @cached_property
     def _beginning(self) -> list[int]:

@@ -132,7 +132,11 @@ def _about(config: RolloutConfig, stage: Any, chat: ChatRenderer) -> Iterator[st
     if chat.tools:
         acting += f" with the tools {', '.join(map(tool_name, chat.tools))}"
     yield acting
-    if chat.encoder.tokenizer.chat_template is not None and (roles := chat.rewritten):
+    if chat.encoder.tokenizer.chat_template is None:
+        return
+    if chat.hides_tools:
+        yield "the chat template does not tell the policy of its tools, so that the data's prompts must"
+    if roles := chat.rewritten:
         yield (
             f"the chat template renders history otherwise before messages of {' or '.join(roles)} (some drop earlier thinking): "
             "where it does, the conversation is rendered anew in a row of its own, and the rows of an episode share its advantage"

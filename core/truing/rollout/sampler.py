@@ -15,11 +15,13 @@ from truing.data.example import Text
 from truing.data.tree import PromptTree
 from truing.errors import PluginError, RolloutError
 from truing.rewards.runner import Pending, RewardRunner
-from truing.rollout.completion import Completion, LiveRollout, RolloutRequest, Sampling, is_concurrent
+from truing.rollout.completion import Completion, LiveRollout, RolloutRequest, Sampling, VersionSpan, is_concurrent
 
 NAN = float("nan")
 STALE_TRIES = 3
-"""Times that completions of weights that are too old are drawn again, before the backend counts as one that takes no new ones."""
+"""Times that completions of weights that are too old are drawn again at least, before a backend counts as taking no new ones."""
+STALL_SECONDS = 3600.0
+"""How long a prompt's completions are waited for, behind the deadlines that a backend has of its own."""
 
 
 class Prompts(Protocol):
@@ -47,11 +49,19 @@ class Group:
     @property
     def oldest(self) -> int | None:
         """The oldest version of the weights that sampled a token; None where the backend does not say."""
-        return min((span.version for completion in self.completions for span in completion.versions), default=None)
+        spans = [span for one in self.completions for row in (one.versions, *(fork.versions for fork in one.forks)) for span in row]
+        return min((span.version for span in spans), default=None)
 
     def totals(self, weights: Sequence[float]) -> list[float]:
         """Return the weighted sum of each completion's rewards; those that do not apply add nothing."""
         return [weighted_sum(row, weights) for row in self.rewards]
+
+
+def spans_of(completion: Completion) -> Iterator[VersionSpan]:
+    """Yield the spans of versions of all rows of a completion, forks first."""
+    for fork in completion.forks:
+        yield from fork.versions
+    yield from completion.versions
 
 
 def weighted_sum(rewards: Sequence[float], weights: Sequence[float]) -> float:
@@ -109,8 +119,8 @@ class Begun:
             self._scored.set_exception(error)
 
     def result(self) -> Scored:
-        """Wait for the completions. Raises what the backend raised, and what is wrong with its answer."""
-        return self._scored.result()
+        """Wait for the completions. Raises what the backend raised, what is wrong with its answer, and TimeoutError without one."""
+        return self._scored.result(STALL_SECONDS)
 
     def cancel(self) -> None:
         """Give up."""
@@ -130,6 +140,8 @@ class Sampler:
     tokenizer: Any
     sampling: Sampling
     seed: int
+    versions_needed: bool = False
+    """Whether a completion must say which weights wrote which of its tokens."""
 
     def ask(self, prompts: Prompts, samples: Sequence[int], count: int, lot: str, attempt: int = 0) -> Asked:
         """Ask for `count` completions of each of these prompts; a concurrent backend begins with them, and this does not wait.
@@ -171,13 +183,26 @@ class Sampler:
         return lot
 
     def _groups(self, asked: Asked) -> dict[int, Group]:
-        answered = ((sample, begun.result()) for sample, begun in asked.begun.items())
-        scored = dict(answered if asked.begun else self._generated(asked))
+        try:
+            scored = dict(self._submitted(asked) if asked.begun else self._generated(asked))
+        except BaseException:
+            asked.cancel()
+            raise
         return {sample: _group(sample, asked.count, *scored[sample]) for sample in asked.requests}
+
+    def _submitted(self, asked: Asked) -> Iterator[tuple[int, Scored]]:
+        for place, (sample, begun) in enumerate(asked.begun.items()):
+            try:
+                yield sample, begun.result()
+            except TimeoutError as error:
+                raise RolloutError(
+                    f"rollout {self.backend!r} gave no completion in {STALL_SECONDS / 60:.0f} min, with {len(asked.begun) - place} "
+                    f"of {len(asked.begun)} prompts to be completed"
+                ) from error
 
     def _is_flat(self, group: Group) -> bool:
         totals = group.totals(self.weights)
-        return len({total if total == total else None for total in totals}) <= 1
+        return len({total for total in totals if total == total}) <= 1
 
     def _request(self, id_: str, prompts: Prompts, sample: int, count: int) -> RolloutRequest:
         tree = prompts[sample]
@@ -230,7 +255,7 @@ class Sampler:
         elif completion.prompt_ids != request.prompt_ids and not getattr(self.live, "extends_prompts", False):
             problem = "gives other prompt tokens than it was asked to complete"
         else:
-            problem = _misfit(completion, self.sampling.max_completion_length)
+            problem = _misfit(completion, self.sampling.max_completion_length) or _gap(completion, needed=self.versions_needed)
         if problem is not None:
             raise self._fault(problem)
 
@@ -276,6 +301,15 @@ def _misfit(completion: Completion, limit: int) -> str | None:
     if completion.loss_mask is not None and not any(completion.loss_mask):
         return "gives a completion of which no token is counted"
     return None
+
+
+def _gap(completion: Completion, *, needed: bool) -> str | None:
+    ends = [0, *(span.end for span in completion.versions)]
+    covers = [span.start for span in completion.versions] == ends[:-1] and ends[-1] == len(completion.token_ids)
+    if covers or not (needed or completion.versions):
+        return None
+    shown = [(span.version, span.start, span.end) for span in completion.versions]
+    return f"gives versions {shown} for {len(completion.token_ids)} tokens, and they must cover these in order without gaps"
 
 
 def _seed(seed: int, request: str, index: int) -> int:

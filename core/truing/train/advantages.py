@@ -13,7 +13,7 @@ from torch import Tensor
 from truing.data.batch import TreeBatch
 from truing.data.dataset import branch_roles
 from truing.data.tree import PromptTree
-from truing.errors import ConfigError, PluginError, TruingError, first_line
+from truing.errors import PluginError, TruingError, first_line
 from truing.loss import Advantages, Layout, LossInputs, Needs, all_needs
 from truing.model.policy import PolicyOutput
 from truing.reduce import StepCounts, reduce_term
@@ -136,9 +136,12 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
             f"method {loss.name!r} has trained_layout {run.trained_layout.name}, and its `advantages` gives "
             f"{'pairs' if advantages.pairs is not None else 'no pairs'}; pairs are for PAIRED, and only for it"
         )
-    if any(len(one.branches) < len(tree.branches) for one, tree in zip(whole, trees, strict=True)):
-        _check_forks(loss, inputs, advantages)
-    learned = _pairs(whole, advantages) if paired else _with_advantages(run, trees, inputs, advantages, updates)
+    alone = paired or bool(advantages.columns) or advantages.values.shape != inputs.lengths.shape
+    forks = sum(len(tree.branches) - len(one.branches) for tree, one in zip(trees, whole, strict=True))
+    if forks:
+        metrics["completions/forks"], metrics["completions/forks_left_out"] = float(forks), float(forks if alone else 0)
+    trained = whole if forks and alone else trees  # a fork has no tokens that an advantage of each token could be for
+    learned = _pairs(whole, advantages) if paired else _with_advantages(run, trained, inputs, advantages, updates)
     return Learned(trees=learned, by_completion=_by_completion(inputs, advantages), metrics=metrics)
 
 
@@ -161,16 +164,6 @@ def _without_forks(tree: PromptTree) -> PromptTree:
     """Return the tree with one branch for each completion, whose reward and advantage those before it share."""
     branches = tuple(branch for branch in tree.branches if not (branch.sampled is not None and branch.sampled.fork))
     return tree if len(branches) == len(tree.branches) else attrs.evolve(tree, branches=branches)
-
-
-def _check_forks(loss: Any, inputs: LossInputs, advantages: Advantages) -> None:
-    """Raise ConfigError where earlier rows of an episode have nothing to learn from."""
-    if advantages.pairs is not None or advantages.columns or advantages.values.shape != inputs.lengths.shape:
-        raise ConfigError(
-            f"the chat template renders what the policy wrote anew, so that an episode is several rows, and method {loss.name!r} "
-            "has no advantage that they could share: use a method with one for each completion, such as grpo, or a "
-            "model.chat_template that leaves earlier turns as they were"
-        )
 
 
 def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import cast
 
 import attrs
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from truing.config import TrainConfig, dump_config
-from truing.errors import RolloutError
+from truing.errors import TruingError
 from truing.model.attention import use_own_attention
 from truing.model.critic import CRITIC_FOLDER
 from truing.model.loading import disable_checkpointing
@@ -30,6 +31,7 @@ from truing.train.meter import Meter
 from truing.train.micro_batches import is_sharded
 from truing.train.quiet import quiet_libraries
 from truing.train.restarts import was_restarted
+from truing.train.rollouts import RolloutSource
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
 from truing.train.saving import Saver, restore
@@ -65,23 +67,17 @@ def train(
 
 
 def _steps(run: Run, signal: InterruptSignal) -> None:
-    saver, begun = Saver(run), run.state.step
-    try:
-        _steps_to_the_end(run, signal, saver)
-    except RolloutError as error:
-        if run.state.step == begun:
-            raise
-        raise RolloutError(f"{error}. Saved as {saver.save(wait=True)}; go on with --resume when the backend is back") from error
-
-
-def _steps_to_the_end(run: Run, signal: InterruptSignal, saver: Saver) -> None:
     trainer, state = run.trainer, run.state
-    meter = Meter()
+    meter, saver = Meter(), Saver(run)
     run.wrapped.train()
     run.reporter.begin(state.step, run.total_steps)
+    if _lacks_evaluation(run):
+        _log_evaluation(run)
     while state.step < run.total_steps:
         started = time.perf_counter()
-        result = train_step(run)
+        with _saved_first(run, saver, meter):
+            trees = run.source.trees(run)
+        result = train_step(run, trees)
         meter.add(result, time.perf_counter() - started)
         state.step += 1
         if isinstance(run.reference, Following):
@@ -93,8 +89,9 @@ def _steps_to_the_end(run: Run, signal: InterruptSignal, saver: Saver) -> None:
         # a checkpoint ends an interval, so that a resumed run logs what an unbroken one does
         if saves or state.step == 1 or _due(state.step, trainer.logging_steps):
             meter = _log(run, meter)
-        if run.eval_trees is not None and (last or _due(state.step, trainer.eval_steps)):
-            _log_evaluation(run)
+        if _evaluates(run):
+            with _saved_first(run, saver, meter):
+                _log_evaluation(run)
         number = signal.received(run.accelerator)
         if number and not last and meter.steps:
             meter = _log(run, meter)
@@ -103,6 +100,33 @@ def _steps_to_the_end(run: Run, signal: InterruptSignal, saver: Saver) -> None:
         if saves or number == SAVING:
             saver.save(wait=last)
         saver.settle(wait=False)
+
+
+@contextmanager
+def _saved_first(run: Run, saver: Saver, meter: Meter) -> Iterator[None]:
+    """Save what was learned before an error of sampling or of rewards ends the run, where all ranks have it."""
+    try:
+        yield
+    except Exception as error:
+        everywhere = run.accelerator.num_processes == 1 or isinstance(error, TruingError)
+        if everywhere and isinstance(run.source, RolloutSource) and run.state.step > saver.begun_at:
+            if meter.steps:
+                _log(run, meter)
+            run.reporter.warn(f"the run is saved as {saver.save(wait=True)} before it ends for what follows; --resume goes on")
+        raise
+
+
+def _evaluates(run: Run) -> bool:
+    """Whether the step that was taken is one after which there is an evaluation."""
+    step = run.state.step
+    return run.eval_trees is not None and (step == run.total_steps or _due(step, run.trainer.eval_steps))
+
+
+def _lacks_evaluation(run: Run) -> bool:
+    """Whether the run resumes where an evaluation was to be, and failed."""
+    of_step = [line for line in run.state.history if line["step"] == run.state.step]
+    lacks = bool(of_step) and _evaluates(run) and not any(name.startswith("eval_") for line in of_step for name in line)
+    return bool(gather_object([lacks])[0])  # the first process has the file
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from accelerate.utils import gather_object
 
-from truing.errors import TruingError, first_line
+from truing.errors import RolloutError, TruingError, first_line
 
 T = TypeVar("T")
 
@@ -15,7 +15,8 @@ T = TypeVar("T")
 def together(work: Callable[[], T], doing: str) -> list[T]:
     """Return what `work` gives on each rank.
 
-    When it fails on any, raises on all of them: its own error where it has one, elsewhere a TruingError of the same kind.
+    When it fails on any, all ranks raise an error of one kind, so that they go on alike: RolloutError if it is one anywhere, and
+    else that of the first rank that failed, TruingError where it is none of those. One process alone raises its own.
     """
     result, problem = None, None
     try:
@@ -23,13 +24,13 @@ def together(work: Callable[[], T], doing: str) -> list[T]:
     except Exception as error:  # other ranks wait to hear of it, whatever it is
         problem = error
     outcomes = gather_object([(result, _told(problem))])
-    if problem is not None:
+    failed = [(rank, *told) for rank, (_, told) in enumerate(outcomes) if told is not None]
+    if not failed:
+        return [result for result, _ in outcomes]
+    rank, kind, message = next((one for one in failed if one[1] is RolloutError), failed[0])
+    if problem is not None and (len(outcomes) == 1 or type(problem) is kind):
         raise problem
-    for rank, (_, told) in enumerate(outcomes):
-        if told is not None:
-            kind, message = told
-            raise kind(f"{doing} failed in process {rank}: {message}")
-    return [result for result, _ in outcomes]
+    raise kind(f"{doing} failed in process {rank}: {message}") from problem
 
 
 def _told(problem: Exception | None) -> tuple[type[TruingError], str] | None:

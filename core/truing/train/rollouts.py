@@ -55,7 +55,10 @@ class RolloutSource:
     _opened: ExitStack = attrs.field(factory=ExitStack, init=False)
 
     def open(self, run: Run) -> None:
-        """Open the backend and the rewards; `close` closes them."""
+        """Open the backend and the rewards; `close` closes them. Raises on all ranks where it fails on one."""
+        together(lambda: self._open(run), "opening rollouts and rewards")
+
+    def _open(self, run: Run) -> None:
         config = run.config
         assert config.rollout is not None
         context = OpenContext(
@@ -90,6 +93,7 @@ class RolloutSource:
             tokenizer=run.state.tokenizer,
             sampling=self.plan.sampling,
             seed=run.trainer.seed,
+            versions_needed=staleness > 0,
         )
         self._opened.callback(self._give_up)
 
@@ -220,7 +224,9 @@ class RolloutSource:
         sampler, count, found = self._sampler, self.plan.num_eval_generations, list[Group]()
         for start in range(0, len(prompts), self.plan.prompts):
             some = range(start, min(start + self.plan.prompts, len(prompts)))
-            found += self._together(run, some, lambda share: sampler.sample(sampler.ask(prompts, share, count, "eval"))).groups
+            found += self._together(
+                run, some, lambda share: sampler.sample(sampler.ask(prompts, share, count, "eval"), oldest=run.state.step)
+            ).groups
             run.reporter.alive(run.state.step)
         errors = self._end_batch(run, found)
         weights, passing = sampler.weights, run.config.rollout.pass_reward

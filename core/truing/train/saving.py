@@ -37,6 +37,8 @@ class Saver:
     """Writes the checkpoints of a run, one at a time; all ranks call its methods together."""
 
     run: Run
+    begun_at: int = attrs.field(init=False)
+    """The step that the run began at, or went on from."""
     _finite: bool = attrs.field(init=False)
     """Whether the weights that it began with are, as all later ones must be then."""
     _snapshot: Snapshot = attrs.field(factory=Snapshot, init=False)
@@ -49,6 +51,7 @@ class Saver:
     _failures: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.begun_at = self.run.state.step
         self._finite = weights_are_finite(self.run)
 
     def save(self, *, wait: bool = False) -> Path:

@@ -35,6 +35,7 @@ from truing.model.probe import ForwardChoice, choose_forward, made_up_trees, pro
 from truing.model.reference import Following, Reference
 from truing.model.score_head import find_score_head, freeze_unread, new_score_head, read_score_head
 from truing.registry import Registry
+from truing.rewards.functions import fed_from
 from truing.rollout.plan import RolloutPlan, completion_limit, plan_of
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
@@ -180,6 +181,9 @@ def _load(config: TrainConfig, given: Given, data: Data | None, reporter: Report
     model = given.model or load_model(config.model, config.base_dir, trained=config.model.adapter is None)
     data = data or _read_data(config, given, tokenizer, model)
     reporter.say(*data.report.lines(), *(f"evaluation: {line}" for line in (data.eval_report.lines() if data.eval_report else ())))
+    if config.rewards:
+        columns = data.trees[0].columns
+        reporter.say(*(line for entry in config.rewards for line in fed_from(entry.reward, columns)))
     return tokenizer, model, data
 
 

@@ -53,13 +53,13 @@ class StepResult:
         self.slots += batch.slots
 
 
-def train_step(run: Run) -> StepResult:
-    """Run the step that `run.state.step` says: forward and backward of every micro-batch, clip, update.
+def train_step(run: Run, trees: Sequence[PromptTree] | None = None) -> StepResult:
+    """Run the step that `run.state.step` says on its trees, the source's for None: forward and backward, clip, update.
 
     A step in which something is not finite changes no weight; it is counted and kept for replay, and too many in a row end the run
     with TruingError.
     """
-    trees = run.source.trees(run)
+    trees = run.source.trees(run) if trees is None else trees
     if not trees:
         return _step_on_nothing(run)
     random = random_state()

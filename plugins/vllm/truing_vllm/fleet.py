@@ -119,19 +119,18 @@ class Fleet:
         if isinstance(fault, BadAnswerError):
             return course.failures >= TRIES
         if not isinstance(fault, BusyError):
-            self._lost(server)
+            self._lost(server, fault)
         course.trouble = course.trouble or self._now()
         if self._now() - course.trouble > self.timeout:
             raise RolloutError(f"no vLLM server could be used for {self.timeout:.0f} s; the last: {fault}") from fault
         return False
 
     def _was_late(self, fault: LateError, server: Server, course: _Course) -> bool:
-        if server.answered >= course.asked:  # it works, so that it is this request
+        """Return whether it is this request that takes too long: the server answered others since, or once it was looked at."""
+        if server.answered >= course.asked or server in course.hung:
             return True
-        self._lost(server)
+        self._lost(server, fault)  # until it answers the probe, and if it never does that is an error of the run
         course.hung.add(server)
-        if len(course.hung) == len(self.servers):
-            raise RolloutError(f"{fault}, nor anything else in that time") from fault
         return False
 
     def _now(self) -> float:
@@ -168,7 +167,7 @@ class Fleet:
         return tuple(versions)
 
     async def _available(self, wanted: Server, course: _Course) -> Server:
-        """Return a server that is there, the wanted one if it may be; wait for one if none is. Raises RolloutError where none comes."""
+        """Return a server that is there, the wanted one if it may be, when there is one. Raises RolloutError where none comes."""
         await self.wait_for_any(course.problem)
         there = [server for server in self.servers if server.up]
         answering = [server for server in there if server not in course.hung] or there
@@ -187,8 +186,10 @@ class Fleet:
         if self.fatal is not None:
             raise self.fatal
 
-    def _lost(self, server: Server) -> None:
+    def _lost(self, server: Server, fault: ServerFault | None) -> None:
         """Ask a server nothing until it was seen to be there with the right weights."""
+        if isinstance(fault, StaleError):
+            server.installed = None
         if server.up:
             server.up = False
             task = asyncio.ensure_future(self._revive(server))
@@ -201,7 +202,9 @@ class Fleet:
             try:
                 await self._look_at(server)
                 server.up = server.installed is self.update or not self.pushes
-            except ServerFault:
+            except ServerFault as fault:
+                if isinstance(fault, StaleError):
+                    server.installed = None
                 attempt += 1
                 await asyncio.sleep(pause_before(attempt))
             except PushError as error:
@@ -229,7 +232,7 @@ class Fleet:
     async def greet(self) -> None:
         """Return when a server is healthy. Raises RolloutError where none is within the timeout."""
         for server in self.servers:
-            self._lost(server)
+            self._lost(server, None)
         await self.wait_for_any("it did not answer /health")
 
     async def follow(self, update: Update) -> None:
@@ -248,7 +251,7 @@ class Fleet:
         for server, result in zip(there, results, strict=True):
             if isinstance(result, ServerFault):
                 problem = str(result)
-                self._lost(server)
+                self._lost(server, result)
             elif isinstance(result, PushError):
                 self._end(result)
             elif isinstance(result, BaseException):
@@ -281,7 +284,7 @@ class Fleet:
                     server.epoch += 1
                 server.installed, server.boot = update, boot
                 return
-        raise PushError(f"{server} did not take version {update.version} of the weights in {TRIES} tries: {problem}")
+        raise PushError(f"{server} did not take version {update.version} of the weights in {TRIES} tries: {problem}{update.hint}")
 
     async def _probed(self, server: Server, probe: Probe, update: Update) -> str | None:
         try:

@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 from truing import OpenContext, RolloutError, WeightSource
 from truing.model.attention import own_attention
 from truing.model.lent import lent
-from truing_vllm.probe import TEMPERATURE, Probe
+from truing_vllm.probe import Probe
 from truing_vllm.settings import ServeSettings
 
 SHARD_BYTES = 1 << 30
 KEPT = 2
 """Versions whose files stay: the newest, which a server that comes back is given, and the one before."""
 PROBE_TEXT = "Alignment by trial: a wheel is trued spoke by spoke, until 2 + 2 = 4 and the rim runs straight."
-PROBE_TOKENS = 32
+PROBES = 8
+"""Beginnings of the text that are asked about."""
 FLOAT32_TOLERANCE, OTHER_TOLERANCE = 1e-3, 0.1
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM has room for; a rank between two takes the room of the larger."""
@@ -74,25 +75,22 @@ def why_merged(context: OpenContext, serve: ServeSettings) -> str | None:
         return "modules_to_save trains whole modules beside it"
     ranks = [getattr(config, "r", None), *(getattr(config, "rank_pattern", None) or {}).values()]
     if any(not isinstance(rank, int) or lora_room(rank) is None for rank in ranks):
-        return f"its rank is {ranks[0]}, and vLLM takes 1 to {LORA_RANKS[-1]}"
+        return f"its rank is {', '.join(map(str, ranks))}, and vLLM takes 1 to {LORA_RANKS[-1]}"
     return None
 
 
 def make_probe(context: OpenContext, serve: ServeSettings, tolerance: float | None) -> Probe:
     """Return the probe for the policy's weights as they are; where these are spread over processes, all must call this."""
     model = policy_of(context)
-    prompt = list(context.tokenizer.encode(PROBE_TEXT, add_special_tokens=False))[:PROBE_TOKENS]
-    if len(prompt) < 2:
-        prompt = [0, 0]
-    ids = torch.tensor([prompt], device=context.device)
+    text = [*context.tokenizer.encode(PROBE_TEXT, add_special_tokens=False), *context.tokenizer.all_special_ids][: 4 * PROBES]
+    lengths = sorted({len(text) * number // PROBES for number in range(1, PROBES + 1)} - {0})
+    ids = torch.tensor([text], device=context.device)
     with lent(model, own_attention(model)):
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
-    logps = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, [length - 1 for length in lengths]]
     both_float32 = serve.dtype in ("float32", "float") and model.dtype == torch.float32
     return Probe(
-        prompt=prompt,
-        prompt_logps=logps.tolist(),
-        next_logps=(logits[-1] / TEMPERATURE).log_softmax(-1).tolist(),
+        prompts=[text[:length] for length in lengths],
+        next_logps=logits.float().log_softmax(-1).cpu(),
         tolerance=tolerance or (FLOAT32_TOLERANCE if both_float32 else OTHER_TOLERANCE),
     )
 

@@ -24,6 +24,10 @@ class Update(Protocol):
     def model(self) -> str | None:
         """What a request has to name to get these weights; None for the model itself."""
 
+    @property
+    def hint(self) -> str:
+        """What to add where a server is said not to have them."""
+
     async def apply(self, connection: Connection, *, seconds: float) -> None:
         """Give a server these weights; each call may take so long. Raises a ServerFault, and the server samples nothing then."""
 
@@ -37,6 +41,7 @@ class WholeWeights:
     """What the server calls these weights in its answers."""
     files: tuple[str, ...]
     model: None = None
+    hint: str = ""
 
     async def apply(self, connection: Connection, *, seconds: float) -> None:
         """Pause, load, drop the keys and values of the old weights, resume. What fails is not resumed."""
@@ -60,6 +65,7 @@ class AdapterWeights:
     folder: Path
     older: Sequence[str]
     """Names of versions that are not to be kept."""
+    hint: str = "; an adapter lies over the model that the server was started with, so start it anew where a run changed that"
 
     async def apply(self, connection: Connection, *, seconds: float) -> None:
         """Let go of the oldest, and load this one."""

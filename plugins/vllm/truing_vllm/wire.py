@@ -49,15 +49,10 @@ class GeneratedChoice(msgspec.Struct):
     weight_versions: list[Span] | None = None
 
 
-PromptLogps = list[dict[str, TokenLogp] | None] | None
-"""For each token of the prompt but the first: its log-probability, by token id."""
-
-
 class Generated(msgspec.Struct):
     """An answer of /inference/v1/generate."""
 
     choices: list[GeneratedChoice]
-    prompt_logprobs: PromptLogps = None
 
 
 class CompletedLogps(msgspec.Struct):
@@ -73,7 +68,6 @@ class CompletedChoice(msgspec.Struct):
     prompt_token_ids: list[int]
     finish_reason: str
     logprobs: CompletedLogps
-    prompt_logprobs: PromptLogps = None
 
 
 class Completed(msgspec.Struct):
@@ -91,25 +85,29 @@ class Sample:
     finish_reason: FinishReason
     spans: tuple[Span, ...] | None
     """None where the server does not say which weights it had."""
-    prompt_logps: PromptLogps = None
     error: str = ""
 
 
 def sampling_params(request: RolloutRequest, seed: int, ends: Sequence[int]) -> dict[str, Any]:
-    """Return everything that decides how tokens are drawn, so that no default of the server's or the model's takes part."""
+    """Return how the tokens of one of a request's samples are drawn."""
     sampling = request.sampling
+    params = draw_params(seed=seed, limit=sampling.max_completion_length, temperature=sampling.temperature)
+    return {**params, "top_p": sampling.top_p, "top_k": sampling.top_k, "stop_token_ids": list(ends)}
+
+
+def draw_params(*, seed: int, limit: int, temperature: float) -> dict[str, Any]:
+    """Return everything that decides how tokens are drawn, so that no default of the server's or the model's takes part."""
     return {
         "n": 1,
         "seed": seed,
-        "max_tokens": sampling.max_completion_length,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
+        "max_tokens": limit,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "stop_token_ids": list(ends),
     }
 
 
@@ -134,7 +132,7 @@ def generated(answer: Generated, limit: int) -> Sample:
     choice = _only(answer.choices)
     logps = [item.logprob for item in choice.logprobs.content or ()]
     spans = None if choice.weight_versions is None else tuple(choice.weight_versions)
-    return _checked(choice.token_ids, logps, choice.finish_reason, limit, spans, answer.prompt_logprobs)
+    return _checked(choice.token_ids, logps, choice.finish_reason, limit, spans)
 
 
 def completed(answer: Completed, prompt: Sequence[int], limit: int) -> Sample:
@@ -142,7 +140,7 @@ def completed(answer: Completed, prompt: Sequence[int], limit: int) -> Sample:
     choice = _only(answer.choices)
     if tuple(choice.prompt_token_ids) != tuple(prompt):
         raise BadAnswerError("it completed another prompt than the one that was asked")
-    return _checked(choice.token_ids, choice.logprobs.token_logprobs, choice.finish_reason, limit, None, choice.prompt_logprobs)
+    return _checked(choice.token_ids, choice.logprobs.token_logprobs, choice.finish_reason, limit, None)
 
 
 def _only(choices: Sequence[Any]) -> Any:
@@ -152,12 +150,7 @@ def _only(choices: Sequence[Any]) -> Any:
 
 
 def _checked(
-    tokens: Sequence[int],
-    logps: Sequence[float | None],
-    reason: str,
-    limit: int,
-    spans: tuple[Span, ...] | None,
-    prompt_logps: PromptLogps,
+    tokens: Sequence[int], logps: Sequence[float | None], reason: str, limit: int, spans: tuple[Span, ...] | None
 ) -> Sample:
     if reason not in ("stop", "length"):
         raise BadAnswerError(f"it broke a completion off ({reason})")
@@ -168,7 +161,7 @@ def _checked(
     known = [logp for logp in logps if logp is not None and math.isfinite(logp) and logp > FLOOR]
     if len(known) < len(tokens):
         return Sample((), (), "error", spans, error="the policy's probabilities are not finite")
-    return Sample(tuple(tokens), tuple(known), "length" if reason == "length" else "stop", spans, prompt_logps)
+    return Sample(tuple(tokens), tuple(known), "length" if reason == "length" else "stop", spans)
 
 
 def _edges(spans: Sequence[Span], length: int) -> list[int]:

@@ -102,6 +102,8 @@ class Episode:
 
     async def _played(self) -> Completion:
         observation = await self._reset()
+        if observation.done:
+            raise EpisodeError("the environment was done before the first turn")
         trajectory = self._begin(observation)
         reason: FinishReason = "length"
         for turn in range(self.stage.max_turns):
@@ -111,7 +113,7 @@ class Episode:
             observation = await self._react(sampled, turn, is_last=is_last)
             goes_on = not (observation.done or is_last) and self._go_on(trajectory, observation.messages, is_cut=is_cut)
             self.said += observation.messages
-            if observation.done and not (is_cut and trajectory.room < 1):
+            if observation.done and not (is_cut and (self.environment is None or trajectory.room < 1)):
                 reason = "stop"
             if not goes_on:
                 break

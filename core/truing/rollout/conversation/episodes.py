@@ -214,10 +214,16 @@ T = TypeVar("T")
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Return what all give. When one fails the others are cancelled, and waited for until they have cleaned up."""
     tasks = [asyncio.ensure_future(one) for one in work]
+    if not tasks:
+        return []
     try:
-        return list(await asyncio.gather(*tasks))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        failed = next((task for task in tasks if task.done() and task.exception() is not None), None)
+        return [task.result() for task in ([failed] if failed is not None else tasks)]
     finally:
         for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+            task.cancel()  # once, for a second time would end what cleans up
+        await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # looked at, or asyncio would print it

@@ -85,10 +85,14 @@ class _PythonEnvironment:
         return self._read(await self.beside.call(lambda: self._made.step(message["content"]), self.environments.timeout), "step")
 
     async def close(self) -> None:
-        close = getattr(self._made, "close", None)
-        if callable(close):
-            await self.beside.call(close, self.environments.timeout)
-        self.beside.close()
+        def end() -> Any:  # behind a call that was given up before it began
+            close = getattr(self._made, "close", None)
+            return close() if callable(close) else None
+
+        try:
+            await self.beside.call(end, self.environments.timeout)
+        finally:
+            self.beside.close()
 
     def _arguments(self, columns: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Return what `reset` takes of the seed and the row's columns, by the names of its parameters."""

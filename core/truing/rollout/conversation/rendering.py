@@ -55,6 +55,9 @@ class ChatRenderer:
     tools: tuple[Mapping[str, Any], ...] = ()
     """Schemas of what the policy may call."""
     _kept: dict[str, bool] = attrs.field(factory=dict, init=False)
+    """By role, whether history stays as it was before its messages."""
+    _turns: dict[tuple[bool, str], tuple[Message, str | None]] = attrs.field(factory=dict, init=False)
+    """Made-up turns, and the text that they are when they are written: of calls of tools or not, by what is said."""
 
     @property
     def turn_end(self) -> TokenIds:
@@ -65,6 +68,12 @@ class ChatRenderer:
     def rewritten(self) -> tuple[str, ...]:
         """The roles before whose messages the template renders history otherwise than it was when it was written."""
         return tuple(role for role in ("user", *(("tool",) if self.tools else ())) if not self.keeps_history(role))
+
+    @cached_property
+    def hides_tools(self) -> bool:
+        """Whether there are tools, and the template does not tell the policy of them."""
+        question = self.encoder.question
+        return bool(self.tools and question) and self._text(question) == self.encoder.apply_template(question, None)
 
     def begin(self, request: RolloutRequest, messages: Sequence[Message]) -> TokenIds:
         """Return the prompt. Raises ConfigError where the request's was not rendered as this tokenizer renders it."""
@@ -92,34 +101,54 @@ class ChatRenderer:
     def go_on(self, row: TokenIds, history: Sequence[Message], messages: Sequence[Message]) -> Continuation:
         """Return the template's text for `messages`, or the whole conversation where it renders history otherwise."""
         if all(self.keeps_history(str(message["role"])) for message in messages):
-            before, text = self._made_up(str(messages[0]["role"]), ANSWERS[0], messages)
-            if text.startswith(before):
-                return Continuation(self.encoder.tokenize([text[len(before) :]])[0])
+            follows = self._behind(str(messages[0]["role"]), ANSWERS[0], messages)
+            if follows is not None:
+                return Continuation(self._behind_a_turn(follows))
         text = self._text([*history, *messages], add_generation_prompt=True)
         there = str(self.encoder.tokenizer.decode(list(row), skip_special_tokens=False))
         if text.startswith(there):
-            return Continuation(self.encoder.tokenize([text[len(there) :]])[0])
+            return Continuation(self._behind_a_turn(text[len(there) :]))
         return Continuation(self.encoder.tokenize([text])[0], anew=True)
+
+    def _behind_a_turn(self, text: str) -> TokenIds:
+        """Return the tokens of a text as they are behind the end of a turn; some tokenizers begin a text with a space."""
+        end = self.encoder.turn_end.rstrip()
+        before, ids = self.encoder.tokenize([end, end + text])
+        return ids[len(before) :] if ids[: len(before)] == before else self.encoder.tokenize([text])[0]
 
     def keeps_history(self, role: str) -> bool:
         """Return whether a message of this role leaves what was written before it as it was, with thinking and without."""
         if role not in self._kept:
-            made = [self._made_up(role, answer, [{"role": role, "content": "o", **_answering(role)}]) for answer in ANSWERS]
-            self._kept[role] = bool(self.encoder.question) and all(text.startswith(before) for before, text in made)
+            one = {"role": role, "content": "o", **_answering(role)}
+            self._kept[role] = all(self._behind(role, answer, [one]) is not None for answer in ANSWERS)
         return self._kept[role]
 
-    def _made_up(self, role: str, answer: str, messages: Sequence[Message]) -> tuple[str, str]:
-        """Return the text of a question and an answer as it was when it was written, and that with messages behind it."""
+    def _behind(self, role: str, answer: str, messages: Sequence[Message]) -> str | None:
+        """Return what the template writes for messages behind a made-up turn; None where it writes the turn otherwise then."""
+        is_call = role == "tool"
+        if (is_call, answer) not in self._turns:
+            self._turns[is_call, answer] = self._made_up(answer, is_call=is_call)
+        turn, before = self._turns[is_call, answer]
+        if before is None:
+            return None
+        text = self._text([*self.encoder.question, turn, *messages], add_generation_prompt=True)
+        return text[len(before) :] if text.startswith(before) else None
+
+    def _made_up(self, answer: str, *, is_call: bool) -> tuple[Message, str | None]:
+        """Return a turn behind a question, and the text of both as it is when the policy writes it.
+
+        What a call looks like is the template's to say; None where what the policy wrote beside it is not there.
+        """
         question = self.encoder.question
-        opening = self._text(question, add_generation_prompt=True) if question else ""
-        if role == "tool":  # what a call looks like is the template's to say
-            turn: Message = {"role": "assistant", "content": answer if answer != ANSWERS[0] else "", "tool_calls": [CALL]}
-            before = cut_after_turn(self._text([*question, turn]), self.encoder.turn_end)
-            before = before if before.startswith(opening + str(turn["content"]).rstrip()) else opening + answer
-        else:
-            turn = {"role": "assistant", "content": answer}
-            before = opening + answer + self.encoder.turn_end.rstrip()
-        return before, self._text([*question, turn, *messages], add_generation_prompt=True)
+        if not question:
+            return {}, None
+        opening = self._text(question, add_generation_prompt=True)
+        if not is_call:
+            return {"role": "assistant", "content": answer}, opening + answer + self.encoder.turn_end.rstrip()
+        content = "" if answer == ANSWERS[0] else answer
+        turn: Message = {"role": "assistant", "content": content, "tool_calls": [CALL]}
+        text = cut_after_turn(self._text([*question, turn]), self.encoder.turn_end)
+        return turn, text if text.startswith(opening + content) else None
 
 
 def _answering(role: str) -> dict[str, Any]:

@@ -1,0 +1,245 @@
+"""Weights on their way to a fake server: that it has them, what happens where it does not, and to servers that start again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tests.rollouts.fake_vllm import FakeVllm
+from tests.rollouts.helpers import FLOAT32, moved, plain_logps, request_of, rig
+from truing import OpenContext, RolloutError
+from truing.testing import FakeWeights, fake_context, tiny_model
+from truing_vllm import ServeSettings, VllmRollout
+from truing_vllm.opening import open_live
+from truing_vllm.trainer import WeightFiles
+
+PUSH = [
+    *("/pause", "/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update"),
+    *("/reset_prefix_cache", "/resume", "/inference/v1/generate"),
+]
+
+
+@attrs.frozen(eq=False)
+class AdapterWeights:
+    """What core gives a backend for a policy with an adapter."""
+
+    model: torch.nn.Module
+    folder: Path
+    version: int
+
+    def parameters(self):
+        raise AssertionError("the adapter alone is wanted")
+
+    def adapter(self):
+        folder = self.folder / f"version-{self.version}"
+        self.model.save_pretrained(str(folder))
+        return folder
+
+
+def lora_context(folder: Path, **config) -> OpenContext:
+    context = fake_context(folder)
+    torch.manual_seed(0)
+    policy = get_peft_model(tiny_model(context.tokenizer, seed=1), LoraConfig(r=4, target_modules="all-linear", **config))
+    return attrs.evolve(context, models={"policy": policy.eval()})
+
+
+def agrees(run, **sampling) -> bool:
+    (one,) = run.live.submit(request_of(seeds=(3,), max_completion_length=12, **sampling)).result(20)
+    return torch.allclose(torch.tensor(one.token_logps), plain_logps(run.policy, one), atol=1e-4)
+
+
+@pytest.mark.parametrize("scale_out", [True, False], ids=["generate", "completions"])
+def test_a_push_is_paused_loaded_resumed_and_probed(tmp_path, scale_out):
+    with rig(tmp_path, fake={"scale_out": scale_out}) as run:
+        assert not agrees(run)
+        run.fake.calls.clear()
+        run.live.update_weights(0, FakeWeights(run.policy))
+        assert [call for call in run.fake.calls if call != "/v1/completions"][: len(PUSH)] == PUSH[: 8 if scale_out else 7]
+        assert agrees(run)
+        for version in range(1, 4):
+            moved(run.policy)
+            run.live.update_weights(version, FakeWeights(run.policy))
+            assert agrees(run)
+
+
+def test_the_same_version_is_pushed_once(tmp_path):
+    with rig(tmp_path) as run:
+        run.live.update_weights(2, FakeWeights(run.policy))
+        run.fake.calls.clear()
+        run.live.update_weights(2, FakeWeights(run.policy))
+        assert run.fake.calls == []
+
+
+def test_files_are_this_users_alone_and_the_newest_two(tmp_path):
+    with rig(tmp_path) as run:
+        for version in range(4):
+            run.live.update_weights(version, FakeWeights(run.policy))
+        root = tmp_path / "vllm-weights"
+        assert sorted(folder.name.split("-")[1] for folder in root.iterdir()) == ["2", "3"]
+        assert [path.stat().st_mode & 0o777 for path in (root, *root.iterdir())] == [0o700] * 3
+    assert list(root.iterdir()) == []
+
+
+def test_tied_heads_and_large_models_take_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("truing_vllm.trainer.SHARD_BYTES", 20_000)
+    context = fake_context(tmp_path)
+    tied = tiny_model(context.tokenizer, tie_word_embeddings=True)
+    files = WeightFiles(tmp_path / "w", "run").write("run-1", FakeWeights(tied))
+    assert len(files) > 2 and all((tmp_path / "w" / name).stat().st_size < 60_000 for name in files)
+
+
+def test_a_full_disk_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RolloutError, match="cannot be written to .*file/w/run-1: .*; free some space, or set rollout.weights_dir"):
+        WeightFiles(tmp_path / "file" / "w", "run").write("run-1", FakeWeights(tiny_model()))
+
+
+@pytest.mark.parametrize("failure", ["fail_updates", "half_loaded"])
+def test_a_push_that_fails_is_made_again(tmp_path, failure):
+    with rig(tmp_path) as run:
+        setattr(run.fake, failure, 2)
+        run.live.update_weights(1, FakeWeights(run.policy))
+        assert getattr(run.fake, failure) == 0 and agrees(run)
+
+
+def test_a_push_that_fails_every_time_is_an_error_and_leaves_the_server_paused(tmp_path):
+    with rig(tmp_path, fake={"token_seconds": 0.05}) as run:
+        run.live.update_weights(1, FakeWeights(run.policy))
+        waiting = run.live.submit(request_of(max_completion_length=200))
+        run.fake.fail_updates = 10
+        with pytest.raises(RolloutError, match="did not take version 2 of the weights in 4 tries: .*/update_weights with 500"):
+            run.live.update_weights(2, FakeWeights(run.policy))
+        assert run.fake.state.paused
+        for future in (waiting, run.live.submit(request_of())):
+            with pytest.raises(RolloutError, match="did not take version 2"):
+                future.result(5)
+
+
+def test_half_loaded_weights_are_found_by_the_probe(tmp_path):
+    with rig(tmp_path) as run:
+        run.live.update_weights(1, FakeWeights(run.policy))
+        moved(run.policy)
+        run.fake.half_loaded = 10
+        with pytest.raises(
+            RolloutError, match=r"does not have the policy's weights: .* differ by \S+ nats in the mean \(allowed: 0.001\)"
+        ):
+            run.live.update_weights(2, FakeWeights(run.policy))
+
+
+def test_a_server_that_does_not_give_processed_log_probabilities_is_found(tmp_path, monkeypatch):
+    with rig(tmp_path) as run:
+        sample = FakeVllm._sample
+
+        async def raw(self, prompt, params, name):
+            tokens, logps, reason, spans = await sample(self, prompt, params, name)
+            scores = self._logits(prompt, name)[-1].log_softmax(-1)
+            return tokens, [float(scores[tokens[0]]), *logps[1:]], reason, spans
+
+        monkeypatch.setattr(FakeVllm, "_sample", raw)
+        with pytest.raises(RolloutError, match="those before temperature; start it with --logprobs-mode processed_logprobs"):
+            run.live.update_weights(1, FakeWeights(run.policy))
+
+
+@pytest.mark.parametrize("scale_out", [True, False], ids=["generate", "completions"])
+@pytest.mark.parametrize("guarded", [True, False], ids=["guard", "stock"])
+def test_a_server_that_starts_again_gets_the_weights_before_it_samples(tmp_path, scale_out, guarded):
+    """Without the guard, which names each start, a server that was away is given the weights anew in any case."""
+    with rig(tmp_path, fake={"scale_out": scale_out, "guarded": guarded, "token_seconds": 0.02}) as run:
+        run.live.update_weights(5, FakeWeights(run.policy))
+        future = run.live.submit(request_of(seeds=(3, 4, 5), max_completion_length=40))
+        time.sleep(0.3)
+        run.fake.die()
+        run.fake.restart()
+        for one in future.result(20):
+            assert [span.version for span in one.versions] == [5]
+            assert torch.allclose(torch.tensor(one.token_logps), plain_logps(run.policy, one), atol=1e-4)
+        assert run.fake.state.version.endswith("-5")
+
+
+def test_a_server_that_starts_again_between_requests_gets_the_weights(tmp_path):
+    with rig(tmp_path) as run:
+        run.live.update_weights(5, FakeWeights(run.policy))
+        run.fake.die()
+        run.fake.restart()
+        assert agrees(run)
+
+
+def test_a_server_with_another_runs_weights_gets_ours(tmp_path):
+    with rig(tmp_path) as run:
+        run.live.update_weights(5, FakeWeights(run.policy))
+        run.fake.state.version = "other-9"
+        run.fake.state.model.load_state_dict(run.fake.base.state_dict())
+        assert agrees(run) and run.fake.state.version.endswith("-5")
+
+
+def test_a_server_that_stays_away_is_an_error_of_the_run(tmp_path):
+    with rig(tmp_path, timeout=2.0) as run:
+        run.live.update_weights(5, FakeWeights(run.policy))
+        run.fake.die()
+        with pytest.raises(RolloutError, match="no vLLM server came back within 2 s|could be used for 2 s"):
+            run.live.submit(request_of()).result(20)
+        with pytest.raises(RolloutError, match="no vLLM server came back within 2 s"):
+            run.live.update_weights(6, FakeWeights(run.policy))
+
+
+def test_one_of_two_servers_may_be_away_for_a_push(tmp_path):
+    context = fake_context(tmp_path)
+    model = tiny_model(context.tokenizer, seed=1)
+    with FakeVllm(model, tmp_path / "vllm-weights") as one, FakeVllm(model, tmp_path / "vllm-weights") as other:
+        live = open_live(VllmRollout(server=(one.url, other.url), token="t0ken", timeout=20.0, serve=FLOAT32), context)
+        policy = context.models["policy"]
+        live.update_weights(1, FakeWeights(policy))
+        one.die()
+        moved(policy)
+        live.update_weights(2, FakeWeights(policy))
+        one.restart()
+        until = time.monotonic() + 10
+        while not one.state.version.endswith("-2") and time.monotonic() < until:
+            time.sleep(0.05)
+        answers = list(live.generate([request_of(id=str(number), prompt=(number + 1,)) for number in range(8)]))
+        live.close()
+    assert one.state.version.endswith("-2") and one.asked and other.asked
+    for answer in answers:
+        assert torch.allclose(torch.tensor(answer.token_logps), plain_logps(policy, answer), atol=1e-4)
+
+
+def test_an_adapter_is_pushed_alone_under_a_name_of_its_version(tmp_path):
+    context = lora_context(tmp_path)
+    settings = {"serve": ServeSettings(dtype="float32", max_loras=2)}
+    with rig(tmp_path, context=context, **settings) as run:
+        for version in range(4):
+            moved(run.policy, 0.1)
+            run.live.update_weights(version, AdapterWeights(run.policy, tmp_path, version))
+            (one,) = run.live.submit(request_of(seeds=(3,))).result(20)
+            assert [span.version for span in one.versions] == [version]
+            assert torch.allclose(torch.tensor(one.token_logps), plain_logps(run.policy, one), atol=1e-4)
+        assert [name.split("-v")[1] for name in run.fake.state.adapters] == ["2", "3"]
+        assert "/pause" not in run.fake.calls and "gets the adapter alone" in run.live.about
+
+
+def test_an_adapter_is_pushed_again_to_a_server_that_started_again(tmp_path):
+    with rig(tmp_path, context=lora_context(tmp_path)) as run:
+        moved(run.policy, 0.1)
+        run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
+        run.fake.die()
+        run.fake.restart()
+        assert agrees(run)
+
+
+@pytest.mark.parametrize(
+    "config, serve, why",
+    [
+        ({"use_dora": True}, {}, "vLLM has no DoRA"),
+        ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save trains whole modules beside it"),
+        ({"rank_pattern": {"q_proj": 600}}, {}, "its rank is 4, 600, and vLLM takes 1 to 512"),
+        ({}, {"data_parallel_size": 2}, "a server with data_parallel_size > 1 loads adapters into one copy only"),
+    ],
+)
+def test_an_adapter_that_a_server_cannot_take_is_merged_and_that_is_said(tmp_path, config, serve, why):
+    with rig(tmp_path, context=lora_context(tmp_path, **config), serve=ServeSettings(dtype="float32", **serve)) as run:
+        assert not run.live.adapter_alone and f"gets all weights with the adapter merged, because {why}" in run.live.about
