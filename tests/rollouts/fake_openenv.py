@@ -186,14 +186,14 @@ class FakeServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._call(self._end())
+        self._call(self.end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
 
     def kill(self) -> None:
         """End as a killed process does: every connection breaks, and there is nobody any more."""
-        self._call(self._end())
+        self._call(self.end())
 
     def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
@@ -204,7 +204,7 @@ class FakeServer:
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         for connection in list(self._server.connections):
             connection.transport.abort()
         for handler in list(self._handlers):

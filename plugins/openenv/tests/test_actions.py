@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truing.errors import ConfigError
@@ -93,12 +93,14 @@ def test_what_is_read_is_said():
     assert reader(x={"type": "integer"}, y={}).about == "the last JSON object with x, y of the text"
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(), st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text()), st.text(alphabet="ab \n.,:"))
 def test_a_json_object_is_found_whatever_stands_before_it(before, value, after):
     before = before.replace("{", "(")
     assert reader(x={}, y={})(f"{before}{json.dumps(value)}{after}") == value
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(), st.sampled_from(["integer", "number", "string", "boolean", "object", "array", None]))
 def test_any_text_gives_json_or_an_invalid_action(text, type_):
     with contextlib.suppress(InvalidActionError):

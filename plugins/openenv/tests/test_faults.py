@@ -190,9 +190,7 @@ def test_a_connection_lost_before_the_episode_begins_is_tried_anew(fake, opened,
     assert environments.server.open_sessions == 0 and run(_plays(environments, say)) == 1.0
 
 
-@pytest.mark.parametrize(
-    ("how", "message"), [(_hang, r"did not answer a reset within"), (_raise, "EXECUTION_ERROR: no such task")]
-)
+@pytest.mark.parametrize(("how", "message"), [(_hang, r"did not answer a reset within"), (_raise, "EXECUTION_ERROR: no such task")])
 def test_a_reset_that_fails_is_not_tried_anew(fake, opened, run, say, how, message):
     environments = opened(**LATE)
     fake.fault = failing(1, how)

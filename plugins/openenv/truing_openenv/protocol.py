@@ -79,7 +79,7 @@ class _Failed(msgspec.Struct, tag="error"):
 
 
 _ENCODER = json.JSONEncoder(allow_nan=False)
-_DECODER = msgspec.json.Decoder(_Observed | _State | _Failed)
+_DECODER: msgspec.json.Decoder[_Observed | _State | _Failed] = msgspec.json.Decoder(_Observed | _State | _Failed)
 
 
 def request(type_: str, data: Mapping[str, Any] | None = None) -> str:

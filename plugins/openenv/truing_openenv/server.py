@@ -77,9 +77,7 @@ class Server:
                 return await self._try(data, deadline)
             except UnreachableError as error:
                 if _now() + pause > deadline:
-                    raise RolloutError(
-                        f"{error}, for {self.timeout:g} s; start the server again, and continue with --resume"
-                    ) from None
+                    raise RolloutError(f"{error}, for {self.timeout:g} s; start the server again") from None
             except FullServerError as error:
                 self.refused += 1
                 if _now() + pause > deadline:
