@@ -66,7 +66,7 @@ def program_of(stand_in: Path, **serve) -> Program:
 
 
 def start(program: Program, folder: Path) -> Running:
-    return Running.start(program, folder / "inside", folder / "vllm.log")
+    return Running.start(program, folder / "inside", folder, "vllm.log")
 
 
 def test_the_stock_program_gets_our_part_and_the_token_but_not_on_its_command_line(stand_in, tmp_path):
@@ -101,9 +101,17 @@ def test_the_stock_program_gets_our_part_and_the_token_but_not_on_its_command_li
     assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o700
 
 
-def test_every_start_has_a_token_and_a_name_of_its_own(stand_in, tmp_path):
+def test_a_run_has_a_random_token_that_its_next_server_has_too(stand_in, tmp_path, monkeypatch):
     program = program_of(stand_in)
-    assert program.token != program.token and len(program.token) > 40
+    token = program.token(tmp_path / "one")
+    assert token == program.token(tmp_path / "one") != program.token(tmp_path / "other") and len(token) > 40
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("TRUING_VLLM_TOKEN", "chosen")
+    assert program.token(tmp_path / "one") == "chosen"
+
+
+def test_every_start_has_a_name_of_its_own(stand_in, tmp_path):
+    program = program_of(stand_in)
     boots = {program.environment(tmp_path, "t")["TRUING_GUARD_BOOT"] for _ in range(2)}
     assert len(boots) == 2
 
