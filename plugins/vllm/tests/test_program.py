@@ -22,6 +22,7 @@ STAND_IN = """
 import http.server, json, os, subprocess, sys, time
 import importlib.metadata
 from {package}.guard import Guard
+Guard(None)
 words = sys.argv[1:]
 port = int(words[words.index("--port") + 1])
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -180,8 +181,9 @@ def test_a_starter_that_was_killed_leaves_no_server(tmp_path):
         read_entries(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_command_serves_until_it_is_asked_to_stop(stand_in, tmp_path, number):
+    """Or is killed, after which the server ends by itself."""
     config = tmp_path / "run.yaml"
     config.write_text(
         f"method: grpo\nmodel: {{name: {tmp_path}}}\ndata: {{path: d.jsonl, format: text}}\nrewards: [default]\n"
@@ -195,6 +197,8 @@ def test_the_command_serves_until_it_is_asked_to_stop(stand_in, tmp_path, number
     (entry,) = read_entries(tmp_path / "run")
     child = psutil.Process(json.loads((tmp_path / "seen.json").read_text())["child"])
     serving.send_signal(number)
-    assert serving.wait(30) == 0, (tmp_path / "said").read_text()
+    assert serving.wait(30) == (-9 if number == signal.SIGKILL else 0), (tmp_path / "said").read_text()
     assert entry.token not in (tmp_path / "said").read_text()
-    assert not child.is_running() and read_entries(tmp_path / "run") == []
+    assert read_entries(tmp_path / "run") == []
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -102,6 +102,7 @@ class Program:
             "PYTHONPATH": str(folder),
             "TRUING_GUARD_TOKEN": token,
             "TRUING_GUARD_BOOT": secrets.token_hex(8),
+            "TRUING_GUARD_STARTER": str(os.getpid()),
             "TRUING_WEIGHTS_DIR": str(self.weights_dir.absolute()),
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if self.lora_rank else "0",
