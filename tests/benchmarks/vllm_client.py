@@ -1,4 +1,4 @@
-"""What the vLLM client adds to a request, against a server that answers after a fixed time: `python -m tests.benchmarks.vllm_client`."""
+"""What the vLLM client adds to a request, beside a bare one, against a server that answers after a fixed time."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import psutil
 import torch
 
 from tests.rollouts.fake_http import HttpThread, Reply
-from truing import OpenContext, RolloutRequest, Sampling
+from tests.rollouts.real import serving
+from truing import RolloutRequest, Sampling
 from truing.testing import fake_context
-from truing_vllm import ServeSettings, VllmRollout
+from truing_vllm import VllmRollout
+from truing_vllm.address import Address
 from truing_vllm.live import LiveVllm
 from truing_vllm.opening import open_live
-from truing_vllm.wire import draw_params, generate_body
+from truing_vllm.wire import generate_body, sampling_params
 
 TOKENS = 64
-SECONDS = 0.1
+SECONDS = 0.5
 """That the server takes for every completion, however many it is asked for."""
 
 
@@ -55,39 +59,41 @@ def serve(socket: str) -> None:
     threading.Event().wait()
 
 
-def bare(socket: str, concurrent: int, count: int) -> list[float]:
-    """Return the seconds that each of `count` requests takes a plain httpx client, so many at a time."""
-    params = draw_params(seed=1, limit=TOKENS, temperature=1.0)
-    body = generate_body([5, 6, 7], params, None)
-    seconds: list[float] = []
+class Bare:
+    """Plain httpx calls in an event loop of their own."""
 
-    async def run() -> None:
+    def __init__(self, address: Address) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits)
-        left = iter(range(count))
-        async with httpx.AsyncClient(base_url="http://vllm", transport=transport, trust_env=False, timeout=60) as client:
+        transport = httpx.AsyncHTTPTransport(uds=address.socket, limits=limits)
+        headers = {"authorization": f"Bearer {address.token}"}
+        self.client = httpx.AsyncClient(
+            base_url=address.base_url, headers=headers, transport=transport, trust_env=False, timeout=300
+        )
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
-            async def worker() -> None:
-                for _ in left:
-                    started = time.perf_counter()
-                    (await client.post("/inference/v1/generate", json=body)).json()
-                    seconds.append(time.perf_counter() - started)
+    def submit(self, request: RolloutRequest) -> Future[bool]:
+        """Ask the same as the client does; the future is whether there was an answer."""
+        return asyncio.run_coroutine_threadsafe(self._post(request), self.loop)
 
-            await asyncio.gather(*(worker() for _ in range(concurrent)))
-
-    asyncio.run(run())
-    return seconds
+    async def _post(self, request: RolloutRequest) -> bool:
+        body = generate_body(request.prompt_ids, sampling_params(request, request.seeds[0], [2]), None)
+        response = await self.client.post("/inference/v1/generate", json=body)
+        return bool(response.json()["choices"])
 
 
-def ours(live: LiveVllm, concurrent: int, count: int) -> tuple[list[float], int]:
-    """Return the seconds that each of `count` requests takes through the client, and how many failed."""
-    room, seconds, failed, done = threading.Semaphore(concurrent), [], 0, threading.Semaphore(0)
+def drive(submit: Callable[[RolloutRequest], Future[Any]], concurrent: int, count: int) -> tuple[list[float], int]:
+    """Return the seconds that each of `count` requests takes, so many at a time, and how many failed."""
+    room, done = threading.Semaphore(concurrent), threading.Semaphore(0)
+    seconds: list[float] = []
+    failed = 0
 
-    def finished(started: float) -> Callable[[object], None]:
-        def note(future: object) -> None:
+    def noting(started: float) -> Callable[[Future[Any]], None]:
+        def note(future: Future[Any]) -> None:
             nonlocal failed
             seconds.append(time.perf_counter() - started)
-            failed += future.exception() is not None or future.result()[0].finish_reason == "error"  # type: ignore[attr-defined]
+            result = None if future.exception() else future.result()
+            failed += not result or (isinstance(result, tuple) and result[0].finish_reason == "error")
             room.release()
             done.release()
 
@@ -98,7 +104,7 @@ def ours(live: LiveVllm, concurrent: int, count: int) -> tuple[list[float], int]
         room.acquire()
         request = RolloutRequest(id=str(number), prompt_ids=(5, 6, 7), seeds=(number,), sampling=sampling)
         started = time.perf_counter()
-        live.submit(request).add_done_callback(finished(started))
+        submit(request).add_done_callback(noting(started))
     for _ in range(count):
         done.acquire()
     return seconds, failed
@@ -110,14 +116,31 @@ def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
     return statistics.median(seconds) * 1e3, cuts[98] * 1e3
 
 
-def opened(folder: Path, socket: str, concurrent: int) -> LiveVllm:
-    """Return a client of the server at a socket."""
-    context: OpenContext = fake_context(folder)
-    rollout = VllmRollout(server=f"unix:{socket}", max_concurrency=concurrent, serve=ServeSettings(dtype="float32"))
-    return open_live(rollout, context)
+def opened(folder: Path, address: Address, concurrent: int) -> LiveVllm:
+    """Return a client of a server."""
+    rollout = VllmRollout(server=address.url, token=address.token, max_concurrency=concurrent)
+    return open_live(rollout, fake_context(folder))
 
 
-def main(count: int = 6400, many: int = 20_000) -> None:
+def beside_the_real_one(rounds: int = 5, count: int = 256) -> None:
+    """Print how long 64 sequences at once take, asked by a bare client and by ours, one after the other."""
+    with tempfile.TemporaryDirectory() as name, serving(Path(name)) as server:
+        bare, live = Bare(server.address), opened(Path(name) / "run", server.address, 64)
+        drive(bare.submit, 64, count)
+        ratios = []
+        for _ in range(rounds):
+            walls = []
+            for submit in (bare.submit, live.submit):
+                started = time.perf_counter()
+                drive(submit, 64, count)
+                walls.append(time.perf_counter() - started)
+            ratios.append(walls[1] / walls[0])
+            print(f"64 sequences at once: bare {walls[0]:.2f} s, ours {walls[1]:.2f} s", flush=True)
+        print(f"overhead, median of {rounds}: {statistics.median(ratios) - 1:+.1%}")
+        live.close()
+
+
+def main(rounds: int = 4, count: int = 1600, many: int = 20_000) -> None:
     """Print the figures."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -126,20 +149,18 @@ def main(count: int = 6400, many: int = 20_000) -> None:
         try:
             while not Path(socket).exists():
                 time.sleep(0.05)
-            live = opened(Path(name), socket, 1000)
-            rounds = [(percentiles(bare(socket, 64, count // 4)), percentiles(ours(live, 64, count // 4)[0])) for _ in range(4)]
-            for (median, high), (our_median, our_high) in rounds:
-                print(f"64 at once: bare {median:.1f} ms, p99 {high:.1f}; ours {our_median:.1f} ms, p99 {our_high:.1f}")
-            ours(live, 1000, 1000)
-            before = psutil.Process().memory_info().rss
-            started = time.perf_counter()
-            seconds, failed = ours(live, 1000, many)
-            grown = (psutil.Process().memory_info().rss - before) / 2**20
-            wall = time.perf_counter() - started
+            address = Address(url=f"unix:{socket}", token="t")
+            bare, live = Bare(address), opened(Path(name), address, 1000)
+            for _ in range(rounds):
+                (median, high), (our_median, our_high) = (percentiles(drive(it.submit, 64, count)[0]) for it in (bare, live))
+                print(f"64 at once: bare {median:.0f} ms, p99 {high:.0f}; ours {our_median:.0f} ms, p99 {our_high:.0f}", flush=True)
+            drive(live.submit, 1000, 2000)
+            before, started = psutil.Process().memory_info().rss, time.perf_counter()
+            seconds, failed = drive(live.submit, 1000, many)
+            wall, grown = time.perf_counter() - started, (psutil.Process().memory_info().rss - before) / 2**20
             median, high = percentiles(seconds)
-            print(
-                f"1,000 at once, {many:,} in all: {failed} failed, {many / wall:.0f} a second, {median:.0f} ms, p99 {high:.0f}, +{grown:.1f} MB"
-            )
+            print(f"1,000 at once, {many:,} in all: {failed} failed, {many / wall:.0f} a second, +{grown:.1f} MB")
+            print(f"  {median:.0f} ms, p99 {high:.0f}")
             live.close()
         finally:
             server.kill()
@@ -149,8 +170,11 @@ def main(count: int = 6400, many: int = 20_000) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--serve")
+    parser.add_argument("--real", action="store_true")
     given = parser.parse_args()
     if given.serve:
         serve(given.serve)
+    elif given.real:
+        beside_the_real_one()
     else:
         main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
@@ -46,6 +47,7 @@ def ask(path: str, *, method: str = "GET", headers: tuple = (), type: str = "htt
 def environment(monkeypatch):
     monkeypatch.setenv("TRUING_GUARD_TOKEN", TOKEN)
     monkeypatch.setenv("TRUING_GUARD_BOOT", "b1")
+    monkeypatch.setenv("TRUING_GUARD_STARTER", str(os.getpid()))
 
 
 @pytest.mark.parametrize("path", ROUTES)

@@ -22,6 +22,7 @@ STAND_IN = """
 import http.server, json, os, subprocess, sys, time
 import importlib.metadata
 from {package}.guard import Guard
+Guard(None)
 words = sys.argv[1:]
 port = int(words[words.index("--port") + 1])
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -66,7 +67,7 @@ def program_of(stand_in: Path, **serve) -> Program:
 
 
 def start(program: Program, folder: Path) -> Running:
-    return Running.start(program, folder / "inside", folder / "vllm.log")
+    return Running.start(program, folder / "inside", folder, "vllm.log")
 
 
 def test_the_stock_program_gets_our_part_and_the_token_but_not_on_its_command_line(stand_in, tmp_path):
@@ -101,9 +102,17 @@ def test_the_stock_program_gets_our_part_and_the_token_but_not_on_its_command_li
     assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o700
 
 
-def test_every_start_has_a_token_and_a_name_of_its_own(stand_in, tmp_path):
+def test_a_run_has_a_random_token_that_its_next_server_has_too(stand_in, tmp_path, monkeypatch):
     program = program_of(stand_in)
-    assert program.token != program.token and len(program.token) > 40
+    token = program.token(tmp_path / "one")
+    assert token == program.token(tmp_path / "one") != program.token(tmp_path / "other") and len(token) > 40
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("TRUING_VLLM_TOKEN", "chosen")
+    assert program.token(tmp_path / "one") == "chosen"
+
+
+def test_every_start_has_a_name_of_its_own(stand_in, tmp_path):
+    program = program_of(stand_in)
     boots = {program.environment(tmp_path, "t")["TRUING_GUARD_BOOT"] for _ in range(2)}
     assert len(boots) == 2
 
@@ -172,8 +181,9 @@ def test_a_starter_that_was_killed_leaves_no_server(tmp_path):
         read_entries(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_command_serves_until_it_is_asked_to_stop(stand_in, tmp_path, number):
+    """Or is killed, after which the server ends by itself."""
     config = tmp_path / "run.yaml"
     config.write_text(
         f"method: grpo\nmodel: {{name: {tmp_path}}}\ndata: {{path: d.jsonl, format: text}}\nrewards: [default]\n"
@@ -187,6 +197,8 @@ def test_the_command_serves_until_it_is_asked_to_stop(stand_in, tmp_path, number
     (entry,) = read_entries(tmp_path / "run")
     child = psutil.Process(json.loads((tmp_path / "seen.json").read_text())["child"])
     serving.send_signal(number)
-    assert serving.wait(30) == 0, (tmp_path / "said").read_text()
+    assert serving.wait(30) == (-9 if number == signal.SIGKILL else 0), (tmp_path / "said").read_text()
     assert entry.token not in (tmp_path / "said").read_text()
-    assert not child.is_running() and read_entries(tmp_path / "run") == []
+    assert read_entries(tmp_path / "run") == []
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

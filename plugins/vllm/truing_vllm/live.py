@@ -59,9 +59,9 @@ class LiveVllm:
             slots=asyncio.Semaphore(self.settings.max_concurrency),
         )
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what a coroutine returns in the client's thread; it has a deadline of its own."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _run(self, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
+        """Return what a coroutine returns in the client's thread; without `seconds`, it has a deadline of its own."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
 
     def wait_until_there(self) -> None:
         """Return when a server is healthy. Raises RolloutError where none is within the timeout."""
@@ -120,7 +120,7 @@ class LiveVllm:
         if self._loop.is_closed():
             return
         try:
-            self._run(self._hang_up())
+            self._run(self._hang_up(), 3 * CLOSE_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(CLOSE_SECONDS)
             self._loop.close()

@@ -116,7 +116,7 @@ def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack) -> Ad
         lora_rank=lora_room(max(ranks)) if ranks else None,
     )
     folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="truing-vllm-"))
-    running = Running.start(program, Path(folder) / "inside", context.run_dir / LOG)
+    running = Running.start(program, Path(folder) / "inside", context.run_dir, LOG)
     opened.callback(running.stop)
     running.wait_until_healthy(settings.serve.start_timeout)
     return running.address

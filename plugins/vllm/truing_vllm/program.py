@@ -25,6 +25,8 @@ from truing_vllm.settings import ServeSettings
 PACKAGE = "truing_inside_vllm"
 """What our part is called in the server's environment, where truing need not be installed."""
 BACKEND = "safetensors"
+TOKEN_FILE = ".vllm-token"
+"""In the run directory: servers of a run have one token, which a server that is started again has again."""
 STOP_SECONDS = 20.0
 LOG_LINES = 25
 _LOG_BYTES = 1 << 16
@@ -44,12 +46,14 @@ class Program:
     tokenizer: str | None = None
     trust_remote_code: bool = False
 
-    @property
-    def token(self) -> str:
-        """What clients must send. Raises ConfigError where an address that others reach has none that somebody chose."""
+    def token(self, kept: Path) -> str:
+        """Return what clients must send: what somebody chose, or random text that a file keeps for the next start.
+
+        Raises ConfigError where an address that others reach has none that somebody chose.
+        """
         chosen = self.settings.token or os.environ.get(TOKEN_VARIABLE)
         self.settings.require_safe(chosen)
-        return chosen or secrets.token_urlsafe(32)
+        return chosen or _kept_token(kept)
 
     def command(self) -> list[str]:
         """Return the command line; no secret is on it. Raises SetupError where the program is not there."""
@@ -98,12 +102,22 @@ class Program:
             "PYTHONPATH": str(folder),
             "TRUING_GUARD_TOKEN": token,
             "TRUING_GUARD_BOOT": secrets.token_hex(8),
+            "TRUING_GUARD_STARTER": str(os.getpid()),
             "TRUING_WEIGHTS_DIR": str(self.weights_dir.absolute()),
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if self.lora_rank else "0",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
         }
+
+
+def _kept_token(path: Path) -> str:
+    """Return the random text in a file of this user's alone, which is made where there is none."""
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32))
+    return path.read_text()
 
 
 def write_inside(folder: Path) -> None:
@@ -141,15 +155,18 @@ class Running:
     token: str = attrs.field(repr=False)
 
     @classmethod
-    def start(cls, program: Program, folder: Path, log: Path) -> Running:
-        """Start `vllm serve`; `folder`, which must be empty, holds our part of it. Raises ConfigError, SetupError."""
-        command, token = program.command(), program.token
+    def start(cls, program: Program, folder: Path, run_dir: Path, log: str) -> Running:
+        """Start `vllm serve` for a run; `folder`, which must not be there yet, will hold our part of it.
+
+        Raises ConfigError, SetupError.
+        """
+        command, token = program.command(), program.token(run_dir / TOKEN_FILE)
         if program.settings.uds is not None:
             make_socket_folder(program.settings.uds)
         program.weights_dir.mkdir(parents=True, exist_ok=True)
         program.weights_dir.chmod(0o700)
         write_inside(folder)
-        with log.open("wb") as output:
+        with (run_dir / log).open("wb") as output:
             process = subprocess.Popen(
                 command,
                 env=program.environment(folder, token),
@@ -159,7 +176,7 @@ class Running:
                 start_new_session=True,
                 umask=0o077,
             )
-        return cls(process=process, address=Address(url=program.settings.url, token=token), log=log, token=token)
+        return cls(process=process, address=Address(url=program.settings.url, token=token), log=run_dir / log, token=token)
 
     def wait_until_healthy(self, seconds: float) -> None:
         """Raise SetupError, with the end of the log, where the server dies first or takes longer."""

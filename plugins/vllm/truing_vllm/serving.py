@@ -58,7 +58,7 @@ def serve(path: Path, overrides: Sequence[str]) -> None:
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="truing-vllm-") as folder, _signals() as asked_to_stop:
-        running = Running.start(program, Path(folder) / "inside", run_dir / f"vllm-server-{_short(program.settings)}.log")
+        running = Running.start(program, Path(folder) / "inside", run_dir, f"vllm-server-{_short(program.settings)}.log")
         try:
             click.echo(f"starting vllm serve {program.model}; its log is {running.log}")
             running.wait_until_healthy(program.settings.start_timeout)

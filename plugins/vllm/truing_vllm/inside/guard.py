@@ -1,9 +1,15 @@
-"""A token before every route of the server, for vLLM's own key does not guard all of them. Imports Python's library alone."""
+"""A token before every route of the server, for vLLM's own key does not guard all of them, and an end with its starter.
+
+Imports Python's library alone.
+"""
 
 from __future__ import annotations
 
 import hmac
 import os
+import signal
+import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -14,18 +20,22 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = "/health"
 """The one route that anybody may ask."""
+_POLL_SECONDS = 1.0
 
 
 class Guard:
     """ASGI middleware, for `vllm serve --middleware`: asks for `Authorization: Bearer TOKEN`, and says which start this is.
 
-    The token and the start's name are environment variables, TRUING_GUARD_TOKEN and TRUING_GUARD_BOOT: KeyError without them.
+    The token and the start's name are environment variables, TRUING_GUARD_TOKEN and TRUING_GUARD_BOOT: KeyError without them. When
+    the process TRUING_GUARD_STARTER is gone, however it ended, so is the server.
     """
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.expected = f"Bearer {os.environ['TRUING_GUARD_TOKEN']}".encode()
         self.boot = (b"x-truing-boot", os.environ["TRUING_GUARD_BOOT"].encode())
+        starter = int(os.environ["TRUING_GUARD_STARTER"])
+        threading.Thread(target=_end_with, args=(starter,), name="truing guard", daemon=True).start()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request on if it may pass; refuse it with 401, and a WebSocket by closing it, if not."""
@@ -49,3 +59,13 @@ class Guard:
             return True
         given = [value for name, value in scope.get("headers", ()) if name.lower() == b"authorization"]
         return len(given) == 1 and hmac.compare_digest(given[0], self.expected)
+
+
+def _end_with(starter: int) -> None:
+    """End the process group of the server, which its starter made for it, when the starter is gone."""
+    try:
+        while True:
+            os.kill(starter, 0)
+            time.sleep(_POLL_SECONDS)
+    except ProcessLookupError:
+        os.killpg(0, signal.SIGTERM)
