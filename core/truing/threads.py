@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -104,10 +104,12 @@ async def _coroutine(awaitable: Awaitable[Any]) -> Any:
         raise LeftError(error) from error
 
 
-async def _end_tasks() -> None:
+async def end_tasks(meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Cancel all that goes on in this event loop, call `meanwhile`, and wait a while for the ends."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
+    meanwhile()
     if tasks:
         await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
 
@@ -123,11 +125,21 @@ class Beside:
 
     async def call(self, job: Callable[[], Any], seconds: float) -> Any:
         """Return what `job()` gives, or what awaiting that gives. Raises what it raises, LeftError, and DeadlineError when late."""
+        async with self.deadline(seconds):
+            result = await self.begin(job)
+            return await self.awaiting.wait(result) if inspect.isawaitable(result) else result
+
+    async def begin(self, job: Callable[[], Any]) -> Any:
+        """Return what `job()` gives in the thread, and do not await that."""
         self._thread = self._thread or DaemonThread(self.name)
+        return await asyncio.wrap_future(self._thread.submit(job))
+
+    @contextlib.asynccontextmanager
+    async def deadline(self, seconds: float) -> AsyncIterator[None]:
+        """Raise DeadlineError where what is done within takes longer; the thread is left behind, and the loop if it is blocked."""
         try:
             async with asyncio.timeout(seconds) as deadline:
-                result = await asyncio.wrap_future(self._thread.submit(job))
-                return await self.awaiting.wait(result) if inspect.isawaitable(result) else result
+                yield
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -152,7 +164,7 @@ def running_loop(name: str) -> Iterator[asyncio.AbstractEventLoop]:
         yield loop
     finally:
         with contextlib.suppress(TimeoutError):  # something blocks the loop
-            asyncio.run_coroutine_threadsafe(_end_tasks(), loop).result(CLOSE_SECONDS)
+            asyncio.run_coroutine_threadsafe(end_tasks(), loop).result(CLOSE_SECONDS)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(CLOSE_SECONDS)
         if not thread.is_alive():

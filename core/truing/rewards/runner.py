@@ -22,7 +22,7 @@ from truing.rewards.pool import CallError, Log, Pool
 from truing.rewards.scoring import Outcome
 from truing.rewards.sources import Source, source_of
 from truing.rollout.completion import Completion
-from truing.threads import CLOSE_SECONDS, running_loop
+from truing.threads import end_tasks, running_loop
 
 if TYPE_CHECKING:
     from truing.config.classes import RewardEntry
@@ -181,15 +181,7 @@ class RewardRunner:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _end(self, pool: Pool) -> None:
-        async def end() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            pool.close()
-            if tasks:
-                await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
-
-        self._run(end())
+        self._run(end_tasks(pool.close))
 
     async def _score(self, completions: Sequence[Completion]) -> Scored:
         outcomes = await asyncio.gather(*(self._outcome(place, completions) for place in range(len(self.entries))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard
 
@@ -152,6 +152,20 @@ class ConcurrentRollout(LiveRollout, Protocol):
 def is_concurrent(live: LiveRollout) -> TypeGuard[ConcurrentRollout]:
     """Return whether a backend takes requests while it works on others."""
     return hasattr(live, "submit")
+
+
+def generate_by_submitting(live: ConcurrentRollout, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
+    """Yield the completions of all requests, those of one together as soon as all of them are there.
+
+    What is not done when the caller leaves is cancelled. Raises what `submit` and its futures do, which have deadlines.
+    """
+    futures = [live.submit(request) for request in requests]
+    try:
+        for future in as_completed(futures):
+            yield from future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 class Rollout(Protocol):

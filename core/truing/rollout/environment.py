@@ -28,14 +28,17 @@ class Observation:
     @property
     def fault(self) -> str:
         """What is wrong with it; "" for nothing."""
-        for message in self.messages:
+        messages: Any = self.messages  # a user's, who may have put anything there
+        reward: Any = self.reward
+        extra: Any = self.extra
+        for message in messages:
             if not (isinstance(message, Mapping) and {"role", "content"} <= message.keys()):
                 return f"{type(message).__name__} {message!r:.60} as a message, which must be a dict with `role` and `content`"
-        if not isinstance(self.extra, Mapping):
-            return f"{type(self.extra).__name__} {self.extra!r:.60} as extra, which must be a dict"
-        if self.reward is None or (isinstance(self.reward, numbers.Real) and math.isfinite(self.reward)):
+        if not isinstance(extra, Mapping):
+            return f"{type(extra).__name__} {extra!r:.60} as extra, which must be a dict"
+        if reward is None or (isinstance(reward, numbers.Real) and math.isfinite(reward)):
             return ""
-        return f"the reward {self.reward!r:.60}, which is no finite number"
+        return f"the reward {reward!r:.60}, which is no finite number"
 
 
 class Environment(Protocol):

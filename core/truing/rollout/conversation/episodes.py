@@ -7,7 +7,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -16,7 +16,14 @@ import attrs
 
 from truing.errors import PluginError, RolloutError
 from truing.rewards.pool import Log
-from truing.rollout.completion import Completion, ConcurrentRollout, LiveRollout, RolloutRequest, WeightSource
+from truing.rollout.completion import (
+    Completion,
+    ConcurrentRollout,
+    LiveRollout,
+    RolloutRequest,
+    WeightSource,
+    generate_by_submitting,
+)
 from truing.rollout.conversation.episode import GRACE_SECONDS, Episode, Sample, Stage
 from truing.rollout.conversation.rendering import Renderer
 from truing.threads import CLOSE_SECONDS
@@ -181,13 +188,7 @@ class ConcurrentConversations(LiveConversations):
 
     def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
         """Yield the completions of each request when its episodes have ended. Raises what `submit` does."""
-        futures = [self.submit(request) for request in requests]
-        try:
-            for future in as_completed(futures):  # the engine and the environments have deadlines
-                yield from future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+        return generate_by_submitting(self, requests)
 
     async def _group(self, request: RolloutRequest) -> tuple[Completion, ...]:
         return tuple(await together([self._admitted(request, index) for index in range(request.n)]))
