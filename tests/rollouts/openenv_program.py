@@ -19,6 +19,8 @@ PYTHON = FOLDER / "bin" / "python"
 DONE = FOLDER / "installed"
 """Holds the version that is installed whole."""
 START_SECONDS = 120.0
+BUILD_SECONDS = 2400
+"""How long the first test may take, which builds it."""
 
 
 def is_built() -> bool:

@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.rollouts.fake_openenv import Calculator, FakeServer, Guessing
-from tests.rollouts.openenv_program import is_built, served
+from tests.rollouts.openenv_program import BUILD_SECONDS, build, served
 from truing.errors import RolloutError
 from truing_openenv import OpenEnvRollout
 from truing_openenv.environments import OpenEnvironments
@@ -23,14 +23,15 @@ from truing_openenv.protocol import LostSessionError, SessionError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {Guessing: ROOT / "examples/openenv/guess_server.py", Calculator: ROOT / "tests/rollouts/calculator_server.py"}
+REAL = (pytest.mark.rollouts, pytest.mark.timeout(BUILD_SECONDS))
 Start = Callable[[type[Any]], tuple[str, Callable[[], None]]]
 
 
-@pytest.fixture(scope="module", params=["fake", pytest.param("real", marks=pytest.mark.rollouts)])
+@pytest.fixture(scope="module", params=["fake", pytest.param("real", marks=REAL)])
 def start(request, tmp_path_factory) -> Iterator[Start]:
     """Starts a server; gives its address and what kills it."""
-    if request.param == "real" and not is_built():
-        pytest.skip("openenv is not built: make test-rollouts builds it")
+    if request.param == "real":
+        build()
     with ExitStack() as stack:
         running: dict[type[Any], tuple[str, Callable[[], None]]] = {}
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.rollouts.fake_openenv import FakeServer
-from tests.rollouts.openenv_program import is_built, served
+from tests.rollouts.openenv_program import BUILD_SECONDS, build, served
 from truing.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_a_run_ends_saved_when_the_server_is_gone_and_goes_on_when_it_is_back(tr
         fake.fault = die
         code, output = train(fake.url, *keys)
     assert code == 3, output
-    assert re.search(message, output) and "go on with --resume when the backend is back" in output, output
+    assert re.search(message, output) and "--resume goes on" in output, output
     with FakeServer(port=fake.port) as again:
         code, output = train(again.url, *keys, resume=True)
         assert code == 0, output
@@ -104,8 +104,9 @@ def test_a_run_ends_saved_when_the_server_is_gone_and_goes_on_when_it_is_back(tr
 
 
 @pytest.mark.rollouts
-@pytest.mark.skipif(not is_built(), reason="openenv is not built: make test-rollouts builds it")
+@pytest.mark.timeout(BUILD_SECONDS)
 def test_the_reward_rises_in_the_real_server(train, tmp_path):
+    build()
     with served(ROOT / "examples/openenv/guess_server.py", tmp_path / "server.log") as (url, _):
         code, output = train(url, "trainer.max_steps=25", "trainer.logging_steps=1", "eval_data=null")
     assert code == 0, output
@@ -115,10 +116,11 @@ def test_the_reward_rises_in_the_real_server(train, tmp_path):
 
 
 @pytest.mark.rollouts
-@pytest.mark.skipif(not is_built(), reason="openenv is not built: make test-rollouts builds it")
+@pytest.mark.timeout(BUILD_SECONDS)
 def test_the_real_server_killed_in_the_middle(train, tmp_path):
     keys = (*SMALL, "trainer.max_steps=4", "trainer.save_steps=1", "rollout.environment_timeout=3")
     server = ROOT / "examples/openenv/guess_server.py"
+    build()
     with served(server, tmp_path / "server.log") as (url, process):
         assert train(url, *keys, "trainer.max_steps=2")[0] == 0
         process.send_signal(signal.SIGKILL)
