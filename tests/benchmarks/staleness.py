@@ -71,6 +71,7 @@ def config(folder: Path, staleness: int, arguments: argparse.Namespace) -> Path:
                 "uds": str(folder / "v.sock"),
                 "dtype": "float32",
                 "enforce_eager": True,
+                "args": ["--no-enable-chunked-prefill"],  # in parts, a CPU cannot compute prompts of seeded requests
                 "kv_cache_memory_bytes": 2**28,
                 "start_timeout": START_SECONDS,
             },
