@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 from truing import Completion, OpenContext, RolloutRequest, WeightSource
+from truing.rollout.completion import generate_by_submitting
 from truing_vllm.address import Address
 from truing_vllm.backend import VllmRollout
 from truing_vllm.connection import Connection
@@ -73,13 +74,7 @@ class LiveVllm:
 
     def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
         """Yield the completions of all requests, those of one together as soon as all of them are there."""
-        futures = [self.submit(request) for request in requests]
-        try:
-            for future in as_completed(futures):
-                yield from future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+        return generate_by_submitting(self, requests)
 
     def update_weights(self, version: int, source: WeightSource) -> None:
         """Give all servers the policy's weights, and see by a probe that they have them. Raises RolloutError where they do not.
