@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 import attrs
 
@@ -19,6 +20,8 @@ TRIES = 4
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries; each pause is twice the one before."""
 HEALTH_SECONDS = 10.0
+GREETING_SECONDS = 5.0
+"""How long servers that are not there yet are waited for where one is."""
 
 
 class PushError(Exception):
@@ -234,6 +237,11 @@ class Fleet:
         for server in self.servers:
             self._lost(server, None)
         await self.wait_for_any("it did not answer /health")
+        with suppress(TimeoutError):  # the work is shared among all that are there, so that the others get a moment
+            async with asyncio.timeout(GREETING_SECONDS):
+                while not all(server.up for server in self.servers):
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def follow(self, update: Update) -> None:
         """Expect answers from these weights, which another process gives the servers."""
