@@ -57,6 +57,12 @@ class VersionSpan:
     end: int
 
 
+def cover(spans: Sequence[VersionSpan], length: int) -> bool:
+    """Return whether spans cover so many tokens in order without gaps."""
+    ends = [0, *(span.end for span in spans)]
+    return [span.start for span in spans] == ends[:-1] and ends[-1] == length and ends == sorted(ends)
+
+
 @attrs.frozen(kw_only=True)
 class Fork:
     """An earlier row of an episode: what the policy wrote before the chat template rendered its history anew, differently."""
@@ -109,6 +115,12 @@ class Completion:
     """Of an episode, with tools or in an environment: what was said; None for a completion of one turn."""
     extra: Mapping[str, Any] = attrs.field(factory=dict)
     """What else a backend or an environment tells; it reaches rewards as plain data."""
+
+
+def rows_of(completion: Completion) -> Iterator[Completion | Fork]:
+    """Yield all rows of an episode in their order, of any other completion itself."""
+    yield from completion.forks
+    yield completion
 
 
 class WeightSource(Protocol):

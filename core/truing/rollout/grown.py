@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import attrs
 import torch
 
 from truing.data.encode import common_length
 from truing.data.tree import Branch, PromptTree, Sampled, TokenIds
-from truing.rollout.completion import Completion, Fork
+from truing.rollout.completion import Completion, Fork, rows_of
 from truing.rollout.sampler import Group
 
 
@@ -20,9 +20,7 @@ def tree_of(prompt: PromptTree, group: Group) -> PromptTree:
     Where episodes begin with more than the dataset's prompt, what all of them begin with is the tree's prompt, and the rest stands
     before each branch, not counted.
     """
-    beginnings = [one.prompt_ids for one in group.completions] + [
-        fork.prompt_ids for one in group.completions for fork in one.forks
-    ]
+    beginnings = (row.prompt_ids for completion in group.completions for row in rows_of(completion))
     shared = functools.reduce(_common, beginnings)
     branches = tuple(
         branch
@@ -38,14 +36,14 @@ def _common(first: TokenIds, second: TokenIds) -> TokenIds:
 
 def _branches(completion: Completion, rewards: tuple[float, ...], start: int) -> Iterator[Branch]:
     for fork in completion.forks:
-        yield _branch(fork, fork.loss_mask, start, Sampled(rewards=rewards, fork=True))
+        yield _branch(fork, start, Sampled(rewards=rewards, fork=True))
     sampled = Sampled(rewards=rewards, truncated=completion.finish_reason == "length")
-    yield _branch(completion, completion.loss_mask, start, sampled)
+    yield _branch(completion, start, sampled)
 
 
-def _branch(row: Completion | Fork, mask: Sequence[bool] | None, start: int, sampled: Sampled) -> Branch:
+def _branch(row: Completion | Fork, start: int, sampled: Sampled) -> Branch:
     """Return a branch with the log-probabilities of the tokens that it counts; of its prompt, what the tree's does not have."""
-    counts = tuple(mask or (True,) * len(row.token_ids))
+    counts = row.loss_mask or (True,) * len(row.token_ids)
     if row.token_logps is not None:
         logps = [logp for logp, counted in zip(row.token_logps, counts, strict=True) if counted]
         sampled = attrs.evolve(sampled, columns={"behavior_token_logps": torch.tensor(logps, dtype=torch.float32)})

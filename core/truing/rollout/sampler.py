@@ -15,7 +15,17 @@ from truing.data.example import Text
 from truing.data.tree import PromptTree
 from truing.errors import PluginError, RolloutError
 from truing.rewards.runner import Pending, RewardRunner
-from truing.rollout.completion import Completion, EpisodeRecord, LiveRollout, RolloutRequest, Sampling, VersionSpan, is_concurrent
+from truing.rollout.completion import (
+    Completion,
+    EpisodeRecord,
+    LiveRollout,
+    RolloutRequest,
+    Sampling,
+    VersionSpan,
+    cover,
+    is_concurrent,
+    rows_of,
+)
 from truing.rollout.plain import plain, well_formed
 
 NAN = float("nan")
@@ -48,6 +58,11 @@ class Group:
     """What the backend said of those that it failed on."""
 
     @property
+    def spans(self) -> Iterator[VersionSpan]:
+        """The spans of versions of all rows."""
+        return (span for completion in self.completions for row in rows_of(completion) for span in row.versions)
+
+    @property
     def oldest(self) -> int | None:
         """The oldest version of the weights that sampled a token; None where the backend does not say."""
         spans = [span for one in self.completions for row in (one.versions, *(fork.versions for fork in one.forks)) for span in row]
@@ -56,13 +71,6 @@ class Group:
     def totals(self, weights: Sequence[float]) -> list[float]:
         """Return the weighted sum of each completion's rewards; those that do not apply add nothing."""
         return [weighted_sum(row, weights) for row in self.rewards]
-
-
-def spans_of(completion: Completion) -> Iterator[VersionSpan]:
-    """Yield the spans of versions of all rows of a completion, forks first."""
-    for fork in completion.forks:
-        yield from fork.versions
-    yield from completion.versions
 
 
 def weighted_sum(rewards: Sequence[float], weights: Sequence[float]) -> float:
@@ -242,7 +250,7 @@ class Sampler:
         failed = [one for one in in_order if one.finish_reason == "error"]
         failures = tuple(well_formed(str(one.extra.get("error", "no reason given"))) for one in failed)
         request = asked.requests[sample]
-        whole = [self._with_row(one, asked.prompts, sample, request) for one in in_order if one.finish_reason != "error"]
+        whole = [self._with_row(one, request) for one in in_order if one.finish_reason != "error"]
         return whole, failures, self.rewards.submit(whole)
 
     def _check(self, completion: Completion, request: RolloutRequest, before: Sequence[Completion]) -> None:
@@ -271,11 +279,11 @@ class Sampler:
                 'or let it yield a Completion with finish_reason "error" for what it cannot complete'
             )
 
-    def _with_row(self, completion: Completion, prompts: Prompts, sample: int, request: RolloutRequest) -> Completion:
+    def _with_row(self, completion: Completion, request: RolloutRequest) -> Completion:
         text = completion.text or str(self.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
         return attrs.evolve(
             completion,
-            prompt=prompts.prompt(sample),
+            prompt=request.prompt,
             text=well_formed(text),
             columns={**request.columns, **completion.columns},
             episode=_plain_episode(completion.episode),
@@ -317,9 +325,7 @@ def _misfit(completion: Completion, limit: int) -> str | None:
 
 
 def _gap(completion: Completion, *, needed: bool) -> str | None:
-    ends = [0, *(span.end for span in completion.versions)]
-    covers = [span.start for span in completion.versions] == ends[:-1] and ends[-1] == len(completion.token_ids)
-    if covers or not (needed or completion.versions):
+    if cover(completion.versions, len(completion.token_ids)) or not (needed or completion.versions):
         return None
     shown = [(span.version, span.start, span.end) for span in completion.versions]
     return f"gives versions {shown} for {len(completion.token_ids)} tokens, and they must cover these in order without gaps"

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from truing.context import OpenContext
 from truing.rollout import Completion, ConcurrentRollout, LiveRollout, Rollout, RolloutRequest, Sampling
-from truing.rollout.completion import FinishReason, is_concurrent
+from truing.rollout.completion import FinishReason, cover, is_concurrent
 from truing.testing.fakes import FakeWeights, fake_context
 from truing.testing.settings import as_settings
 
@@ -140,8 +140,7 @@ def _check_completion(where: str, completion: Completion, request: RolloutReques
     assert mask is None or len(mask) == length, (
         f"{where} a loss_mask of {len(mask or ())} for {length} tokens; give one for each, or None"
     )
-    ends = [0, *(span.end for span in completion.versions)]
-    starts = [span.start for span in completion.versions]
-    assert not starts or (starts == ends[:-1] and ends[-1] == length and ends == sorted(ends)), (
-        f"{where} versions must cover its {length} tokens in order without gaps, got {list(zip(starts, ends[1:], strict=True))}"
+    spans = [(span.start, span.end) for span in completion.versions]
+    assert not spans or cover(completion.versions, length), (
+        f"{where} versions must cover its {length} tokens in order without gaps, got {spans}"
     )

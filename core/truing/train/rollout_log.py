@@ -12,7 +12,7 @@ import attrs
 from truing.data.dataset import TreeDataset
 from truing.rollout.completion import Completion
 from truing.rollout.plan import RolloutPlan
-from truing.rollout.sampler import Group, Lot, spans_of, weighted_sum
+from truing.rollout.sampler import Group, Lot, weighted_sum
 from truing.train.run import Run
 
 TABLES = 10
@@ -69,7 +69,7 @@ class RolloutLog:
         rollout = self.run.config.rollout
         if rollout is None or not (rollout.max_staleness or lot.stale):
             return {}
-        spans = [span for group in lot.groups for completion in group.completions for span in spans_of(completion)]
+        spans = [span for group in lot.groups for span in group.spans]
         behind = [(self.run.state.step - span.version) / self.plan.updates for span in spans]
         sizes = [span.end - span.start for span in spans]
         tokens = max(1, sum(sizes))

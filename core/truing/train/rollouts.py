@@ -136,7 +136,7 @@ class RolloutSource:
     def _fill(self, run: Run) -> None:
         assert self._sampler is not None and self._log is not None
         started = time.perf_counter()
-        lot = self._together(run, self.order.samples(run.state.step), lambda _: self._next_lot(run))
+        lot = self._of_all_ranks(run, self.order.samples(run.state.step), lambda _: self._next_lot(run))
         groups, sampled = lot.groups, time.perf_counter()
         errors = self._end_batch(run, groups)
         trees = [tree_of(self.prompts[group.sample_id], group) for group in groups if group.completions]
@@ -193,7 +193,7 @@ class RolloutSource:
         )
         return {"completions/error_rate": len(failures) / max(1, asked), **rates}
 
-    def _together(self, run: Run, samples: Sequence[int], sample: Callable[[Sequence[int]], Lot]) -> Lot:
+    def _of_all_ranks(self, run: Run, samples: Sequence[int], sample: Callable[[Sequence[int]], Lot]) -> Lot:
         """Return the groups of these prompts, of which each rank samples its share, from the policy's weights as they are now."""
         self._push(run)
 
@@ -224,7 +224,7 @@ class RolloutSource:
         sampler, count, found = self._sampler, self.plan.num_eval_generations, list[Group]()
         for start in range(0, len(prompts), self.plan.prompts):
             some = range(start, min(start + self.plan.prompts, len(prompts)))
-            found += self._together(
+            found += self._of_all_ranks(
                 run, some, lambda share: sampler.sample(sampler.ask(prompts, share, count, "eval"), oldest=run.state.step)
             ).groups
             run.reporter.alive(run.state.step)

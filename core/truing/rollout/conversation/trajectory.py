@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from truing.errors import PluginError
-from truing.rollout.completion import Completion, EpisodeRecord, FinishReason, Fork, RolloutRequest, Sampling, VersionSpan
+from truing.rollout.completion import Completion, EpisodeRecord, FinishReason, Fork, RolloutRequest, Sampling, VersionSpan, cover
 
 if TYPE_CHECKING:
     from truing.config.classes import RolloutConfig
@@ -85,8 +85,7 @@ class Trajectory:
         self._logps += [logp if counts else 0.0 for logp, counts in zip(logps, mask, strict=True)]
 
     def _add_versions(self, versions: Sequence[VersionSpan], length: int) -> None:
-        ends = [0, *(span.end for span in versions)]
-        if [span.start for span in versions] != ends[:-1] or ends[-1] != length or ends != sorted(ends):
+        if not cover(versions, length):
             shown = [(span.version, span.start, span.end) for span in versions]
             raise self._fault(f"gives versions {shown} for a turn of {length} tokens; they must cover it in order without gaps")
         offset = len(self._ids)
