@@ -71,7 +71,8 @@ class LoopThread:
     """An event loop in a daemon thread, for what a user's code awaits; replaced when something blocks it."""
 
     def __init__(self) -> None:
-        self.loop = self._started()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """There is one as soon as something is awaited."""
 
     def _started(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
@@ -80,11 +81,14 @@ class LoopThread:
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:
         """Return what is awaited there."""
+        self.loop = self.loop or self._started()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_coroutine(awaitable), self.loop))
 
     async def require_answer(self) -> None:
         """Replace the loop if it is blocked."""
         loop = self.loop
+        if loop is None:
+            return
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop))
@@ -94,7 +98,8 @@ class LoopThread:
 
     def close(self) -> None:
         """End the loop, unless something blocks it."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self.loop.stop)
 
 
 async def _coroutine(awaitable: Awaitable[Any]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import attrs
 
 from truing import Completion, OpenContext, RolloutError, RolloutRequest, VersionSpan, WeightSource, setting
+from truing.rollout.completion import generate_by_submitting
 from truing.testing.fakes import LiveFakeRollout
 
 
@@ -53,8 +54,7 @@ class LiveLetters(LiveFakeRollout):
 
     def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
         """Yield what `submit` gives."""
-        for future in [self.submit(request) for request in requests]:
-            yield from future.result()
+        return generate_by_submitting(self, requests)
 
     def update_weights(self, version: int, source: WeightSource) -> None:
         """Take a version, at once or late."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from truing.registry import Registry
 
 
-def disagreements(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, str]]:
+def disagreements(sections: Mapping[str, Any], registry: Registry, base_dir: Path) -> Iterator[tuple[KeyPath, str]]:
     """Yield the path of each key that does not fit the others, and why. `sections` are those that are right by themselves."""
     if sections.get("data") == ():
         yield ("data",), "is empty; name at least one dataset"
@@ -31,6 +31,7 @@ def disagreements(sections: Mapping[str, Any], registry: Registry) -> Iterator[t
         yield from _quantization(sections["model"])
     if sections.get("rollout") is not None:
         yield from ((("rollout", key), message) for key, message in misfits(sections["rollout"]))
+        yield from _not_found(sections["rollout"], base_dir)
     if "method" in sections:
         yield from _offline(sections, registry)
         yield from _unpair(sections, registry)
@@ -129,7 +130,7 @@ def _reference(method: Any, model: ModelConfig) -> Iterator[tuple[KeyPath, str]]
         yield ("model", "reference", "mixup_alpha"), message
 
 
-def not_found(rollout: RolloutConfig, base_dir: Path) -> Iterator[tuple[KeyPath, str]]:
+def _not_found(rollout: RolloutConfig, base_dir: Path) -> Iterator[tuple[KeyPath, str]]:
     """Yield the keys of `rollout` that name a class or functions of a file which are not there, and why."""
     for key, names in (("environment", filter(None, [rollout.environment])), ("tools", rollout.tools)):
         for name in names:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import cattrs
 
-from truing.config.agreement import disagreements, not_found
+from truing.config.agreement import disagreements
 from truing.config.classes import DEFAULT_ROLLOUT, RewardEntry, RolloutConfig, TrainConfig
 from truing.config.failures import faults_of
 from truing.config.faults import Fault, Place, dotted, raise_faults
@@ -68,8 +68,7 @@ def _build(document: Document, registry: Registry, base_dir: Path) -> TrainConfi
     except cattrs.ClassValidationError as error:
         faults += faults_of(error, document)
         sections = _valid_sections(document.values, converter)
-    rollout = sections.get("rollout")
-    for path, message in (*disagreements(sections, registry), *(not_found(rollout, base_dir) if rollout is not None else ())):
+    for path, message in disagreements(sections, registry, base_dir):
         faults.append(Fault(document.place(path), f"{dotted(path)} {message}"))
     raise_faults(faults)
     remember(config)

@@ -226,6 +226,11 @@ class Encoder:
         """The tokens that end an assistant's turn: the template's, where that ends turns with a special one, or the end token."""
         if self._turn_ends_specially:
             return self.tokenize([self.turn_end.rstrip()])[0]
+        return self.end_ids
+
+    @property
+    def end_ids(self) -> TokenIds:
+        """The end token, if there is one."""
         eos = self.tokenizer.eos_token_id
         return () if eos is None else (int(eos),)
 

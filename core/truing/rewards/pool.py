@@ -70,6 +70,10 @@ class Log(asyncio.Protocol):
         self.path = path
         self.limit = limit
 
+    def note(self, line: str) -> None:
+        """Write a line."""
+        self.data_received(f"{line}\n".encode(errors="replace"))
+
     def data_received(self, data: bytes) -> None:
         """Write what was printed."""
         with contextlib.suppress(OSError):  # a full disk costs the log and nothing else

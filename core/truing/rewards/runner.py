@@ -193,7 +193,7 @@ class RewardRunner:
         for name, faults in faulty.items():
             row, fault = next(iter(faults.items()))
             where = f"{len(faults)} of {len(completions)} completions of {completions[row].request_id}"
-            self._log.data_received(f"reward {name!r}: no score for {where}: {fault}\n".encode(errors="replace"))
+            self._log.note(f"reward {name!r}: no score for {where}: {fault}")
         return Scored(
             values=tuple(tuple(column[row] for column in columns) for row in range(len(completions))),
             failed=tuple(any(row in faults for faults in masking) for row in range(len(completions))),

@@ -57,10 +57,10 @@ class VersionSpan:
     end: int
 
 
-def cover(spans: Sequence[VersionSpan], length: int) -> bool:
-    """Return whether spans cover so many tokens in order without gaps."""
-    ends = [0, *(span.end for span in spans)]
-    return [span.start for span in spans] == ends[:-1] and ends[-1] == length and ends == sorted(ends)
+def cover(spans: Sequence[tuple[int, int]], length: int) -> bool:
+    """Return whether spans, by start and end, cover so many tokens in order without gaps."""
+    ends = [0, *(end for _, end in spans)]
+    return [start for start, _ in spans] == ends[:-1] and ends[-1] == length and ends == sorted(ends)
 
 
 @attrs.frozen(kw_only=True)

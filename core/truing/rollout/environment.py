@@ -29,16 +29,25 @@ class Observation:
     def fault(self) -> str:
         """What is wrong with it; "" for nothing."""
         messages: Any = self.messages  # a user's, who may have put anything there
-        reward: Any = self.reward
         extra: Any = self.extra
         for message in messages:
-            if not (isinstance(message, Mapping) and {"role", "content"} <= message.keys()):
+            if not is_message(message):
                 return f"{type(message).__name__} {message!r:.60} as a message, which must be a dict with `role` and `content`"
         if not isinstance(extra, Mapping):
             return f"{type(extra).__name__} {extra!r:.60} as extra, which must be a dict"
-        if reward is None or (isinstance(reward, numbers.Real) and math.isfinite(reward)):
-            return ""
-        return f"the reward {reward!r:.60}, which is no finite number"
+        return reward_fault(self.reward)
+
+
+def is_message(value: Any) -> bool:
+    """Return whether it is a mapping with a role and content."""
+    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
+
+
+def reward_fault(reward: Any) -> str:
+    """Return what is wrong with the reward of a step; "" for nothing."""
+    if reward is None or (isinstance(reward, numbers.Real) and math.isfinite(reward)):
+        return ""
+    return f"the reward {reward!r:.60}, which is no finite number"
 
 
 class Environment(Protocol):

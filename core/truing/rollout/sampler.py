@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
@@ -27,6 +26,7 @@ from truing.rollout.completion import (
     rows_of,
 )
 from truing.rollout.plain import plain, well_formed
+from truing.rollout.seeds import seed_of
 
 NAN = float("nan")
 STALE_TRIES = 3
@@ -219,7 +219,7 @@ class Sampler:
             id=id_,
             prompt=prompts.prompt(sample),
             prompt_ids=tree.prompt_ids,
-            seeds=tuple(_seed(self.seed, id_, index) for index in range(count)),
+            seeds=tuple(seed_of(self.seed, id_, index) for index in range(count)),
             sampling=self.sampling,
             columns=tree.columns,
         )
@@ -325,12 +325,8 @@ def _misfit(completion: Completion, limit: int) -> str | None:
 
 
 def _gap(completion: Completion, *, needed: bool) -> str | None:
-    if cover(completion.versions, len(completion.token_ids)) or not (needed or completion.versions):
+    spans = [(span.start, span.end) for span in completion.versions]
+    if cover(spans, len(completion.token_ids)) or not (needed or spans):
         return None
     shown = [(span.version, span.start, span.end) for span in completion.versions]
     return f"gives versions {shown} for {len(completion.token_ids)} tokens, and they must cover these in order without gaps"
-
-
-def _seed(seed: int, request: str, index: int) -> int:
-    digest = hashlib.blake2b(f"{seed} {request} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

@@ -141,6 +141,4 @@ def _check_completion(where: str, completion: Completion, request: RolloutReques
         f"{where} a loss_mask of {len(mask or ())} for {length} tokens; give one for each, or None"
     )
     spans = [(span.start, span.end) for span in completion.versions]
-    assert not spans or cover(completion.versions, length), (
-        f"{where} versions must cover its {length} tokens in order without gaps, got {spans}"
-    )
+    assert not spans or cover(spans, length), f"{where} versions must cover its {length} tokens in order without gaps, got {spans}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import attrs
@@ -136,7 +137,7 @@ class RolloutSource:
     def _fill(self, run: Run) -> None:
         assert self._sampler is not None and self._log is not None
         started = time.perf_counter()
-        lot = self._of_all_ranks(run, self.order.samples(run.state.step), lambda _: self._next_lot(run))
+        lot = self._of_all_ranks(run, self.order.samples(run.state.step), partial(self._next_lot, run))
         groups, sampled = lot.groups, time.perf_counter()
         errors = self._end_batch(run, groups)
         trees = [tree_of(self.prompts[group.sample_id], group) for group in groups if group.completions]
@@ -193,15 +194,12 @@ class RolloutSource:
         )
         return {"completions/error_rate": len(failures) / max(1, asked), **rates}
 
-    def _of_all_ranks(self, run: Run, samples: Sequence[int], sample: Callable[[Sequence[int]], Lot]) -> Lot:
+    def _of_all_ranks(self, run: Run, samples: Sequence[int], sample: Callable[[], Lot]) -> Lot:
         """Return the groups of these prompts, of which each rank samples its share, from the policy's weights as they are now."""
         self._push(run)
 
-        def share() -> Lot:
-            with run.accelerator.autocast():
-                return sample(_share(run, samples))
-
-        shares = together(share, "sampling")
+        with run.accelerator.autocast():
+            shares = together(sample, "sampling")
         by_sample = {group.sample_id: group for lot in shares for group in lot.groups}
         return Lot(
             groups=[by_sample[sample] for sample in samples],
@@ -221,16 +219,19 @@ class RolloutSource:
         """Return the rewards on held-out prompts, which get the same seeds every time, without a prefix."""
         assert self._sampler is not None and self._log is not None and run.config.rollout is not None
         assert isinstance(prompts, TreeDataset)
-        sampler, count, found = self._sampler, self.plan.num_eval_generations, list[Group]()
+        count, found = self.plan.num_eval_generations, list[Group]()
         for start in range(0, len(prompts), self.plan.prompts):
             some = range(start, min(start + self.plan.prompts, len(prompts)))
-            found += self._of_all_ranks(
-                run, some, lambda share: sampler.sample(sampler.ask(prompts, share, count, "eval"), oldest=run.state.step)
-            ).groups
+            found += self._of_all_ranks(run, some, partial(self._held_out, run, prompts, _share(run, some))).groups
             run.reporter.alive(run.state.step)
         errors = self._end_batch(run, found)
-        weights, passing = sampler.weights, run.config.rollout.pass_reward
+        weights, passing = self._sampler.weights, run.config.rollout.pass_reward
         return {**self._log.metrics(found), **pass_rates(found, weights, count, passing), **errors}
+
+    def _held_out(self, run: Run, prompts: TreeDataset, samples: Sequence[int]) -> Lot:
+        assert self._sampler is not None
+        asked = self._sampler.ask(prompts, samples, self.plan.num_eval_generations, "eval")
+        return self._sampler.sample(asked, oldest=run.state.step)
 
     def numbers(self) -> dict[str, Any]:
         """Return the part of what it holds that is JSON."""

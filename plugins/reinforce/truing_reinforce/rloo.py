@@ -27,8 +27,7 @@ class RLOO(PolicyGradient):
     epsilon_high: float | None = setting(None, gt=0, help="How far it may rise above 1; null is epsilon.")
 
     def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        self.as_reinforce.check_correction()  # having been made, it is right in all else
+        self.as_reinforce.check_correction()  # it is made: what reinforce refuses is refused
 
     @property
     def as_reinforce(self) -> Reinforce:

@@ -49,8 +49,8 @@ class VllmRollout(Rollout):
     def __attrs_post_init__(self) -> None:
         if self.mode == "colocate":
             raise ConfigError(
-                "rollout.mode is colocate, vLLM in the process that trains, which is not supported: vLLM's pins conflict with the "
-                "trainer's, and on a CPU it takes the trainer's threads. Use spawn, which starts a server beside the run"
+                "rollout.mode is colocate, vLLM in the process that trains, which is not supported: vLLM pins other versions "
+                "than the newest, and on a CPU it takes the trainer's threads. Use spawn, which starts a server beside the run"
             )
         if self.server is not None and self.host is not None:
             raise ConfigError(

@@ -12,9 +12,8 @@ import msgspec
 
 from truing_vllm.address import Address
 from truing_vllm.faults import BadAnswerError, BusyError, LateError, RefusedError, ServerFault, UnreachableError
+from truing_vllm.inside.guard import BOOT_HEADER
 
-BOOT_HEADER = "x-truing-boot"
-"""In every answer of a server that `vllm-serve` started: text that is another one after every start."""
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 3.0
 """Connections are not used again after so long: vLLM closes those idle for 5 seconds, and a request on its way would be lost."""

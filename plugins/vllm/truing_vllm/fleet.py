@@ -302,9 +302,7 @@ class Fleet:
             raise
 
     async def close(self) -> None:
-        """Hang up."""
-        for task in self._revivals:
-            task.cancel()
+        """Hang up, when all tasks have ended."""
         await asyncio.gather(*(server.connection.close() for server in self.servers))
 
 

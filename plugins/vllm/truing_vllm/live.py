@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from truing import Completion, OpenContext, RolloutRequest, WeightSource
 from truing.rollout.completion import generate_by_submitting
+from truing.threads import CLOSE_SECONDS, end_tasks
 from truing_vllm.address import Address
 from truing_vllm.backend import VllmRollout
 from truing_vllm.connection import Connection
 from truing_vllm.fleet import Fleet
 from truing_vllm.server import Server
-from truing_vllm.trainer import WeightFiles, end_tokens, is_sharded, make_probe
+from truing_vllm.trainer import WeightFiles, end_tokens, is_sharded, make_probe, run_label, weights_folder
 from truing_vllm.updates import AdapterWeights, Update, WholeWeights
 
-CLOSE_SECONDS = 10.0
 T = TypeVar("T")
 
 
@@ -32,22 +31,19 @@ class LiveVllm:
         context: OpenContext,
         addresses: Sequence[Address],
         *,
-        run: str,
-        weights_dir: Path,
+        loop: asyncio.AbstractEventLoop,
         adapter_alone: bool,
         about: str,
-        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings, self.context, self.about = settings, context, about
-        self.run, self.adapter_alone = run, adapter_alone
+        self.run, self.adapter_alone = run_label(context.run_dir), adapter_alone
         self.version: int | None = None
         """Of the weights that the servers have; None before the first."""
-        self.files = WeightFiles(weights_dir, run)
+        self.files = WeightFiles(weights_folder(settings, context.run_dir), self.run)
+        self.held = ExitStack()
+        """What is closed at the end."""
         self._adapters: list[str] = []
-        self._stop = stop
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm client", daemon=True)
-        self._thread.start()
+        self._loop = loop
         self._fleet = self._run(self._connect(addresses))
 
     async def _connect(self, addresses: Sequence[Address]) -> Fleet:
@@ -112,21 +108,16 @@ class LiveVllm:
 
     def close(self) -> None:
         """Hang up, stop a server that the run started, and remove what went through the folder for weights."""
-        if self._loop.is_closed():
-            return
         try:
-            self._run(self._hang_up(), 3 * CLOSE_SECONDS)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(CLOSE_SECONDS)
-            self._loop.close()
+            self.held.close()
         finally:
-            self._stop()
             if self.context.rank == 0:
                 self.files.remove()
 
+    def hang_up(self) -> None:
+        """Give up what is in flight, and close all connections."""
+        self._run(self._hang_up(), 3 * CLOSE_SECONDS)
+
     async def _hang_up(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.wait(others, timeout=CLOSE_SECONDS) if others else None
+        await end_tasks()
         await self._fleet.close()

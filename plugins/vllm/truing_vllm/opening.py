@@ -2,63 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 
 from truing import OpenContext, SetupError, TruingError
+from truing.threads import running_loop
 from truing_vllm.address import FILE, TOKEN_VARIABLE, Address, read_entries
 from truing_vllm.backend import VllmRollout
 from truing_vllm.live import LiveVllm
 from truing_vllm.program import Program, Running
-from truing_vllm.trainer import lora_room, policy_of, why_merged
+from truing_vllm.trainer import lora_room, policy_of, weights_folder, why_merged
 
 LOG = "vllm-server.log"
 
 
-def weights_folder(settings: VllmRollout, run_dir: Path) -> Path:
-    """Return the folder that weights go through; the same for the run and for those who start its servers."""
-    return (settings.weights_dir or run_dir / "vllm-weights").expanduser().absolute()
-
-
 def open_live(settings: VllmRollout, context: OpenContext) -> LiveVllm:
     """Return the live backend, when a server is healthy. Raises SetupError, ConfigError, RolloutError."""
+    merged, is_adapter = why_merged(context, settings.serve), isinstance(context.models["policy"], PeftModel)
+    adapter_alone = is_adapter and merged is None
     with ExitStack() as opened:
-        spawned = [_spawned(settings, context, opened)] if settings.mode == "spawn" else []
+        spawned = [_spawned(settings, context, opened, adapter_alone)] if settings.mode == "spawn" else []
         addresses = spawned or find_addresses(settings, context.run_dir)
-        merged = why_merged(context, settings.serve)
-        is_adapter = hasattr(context.models["policy"], "peft_config")
-        live = LiveVllm(
-            settings,
-            context,
-            addresses,
-            run=run_label(context.run_dir),
-            weights_dir=weights_folder(settings, context.run_dir),
-            adapter_alone=is_adapter and merged is None,
-            about=_about(addresses, is_adapter, merged),
-            stop=_stop_of(opened),
-        )
-        try:
-            live.wait_until_there()
-        except BaseException:
-            live.close()
-            raise
-        return live
-
-
-def _stop_of(opened: ExitStack) -> Callable[[], None]:
-    kept = opened.pop_all()
-    return kept.close
-
-
-def run_label(run_dir: Path) -> str:
-    """Return what the labels of a run's weights begin with: of another run another, in every process of one the same."""
-    return "run" + hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()
+        loop = opened.enter_context(running_loop("truing-vllm"))
+        about = _about(addresses, is_adapter, merged)
+        live = LiveVllm(settings, context, addresses, loop=loop, adapter_alone=adapter_alone, about=about)
+        opened.callback(live.hang_up)
+        live.wait_until_there()
+        live.held = opened.pop_all()
+    return live
 
 
 def find_addresses(settings: VllmRollout, run_dir: Path) -> list[Address]:
@@ -85,13 +61,13 @@ def _about(addresses: list[Address], is_adapter: bool, merged: str | None) -> st
     return f"vLLM at {where}, which gets all weights with the adapter merged, because {merged}; every update is probed"
 
 
-def _spawned(settings: VllmRollout, context: OpenContext, opened: ExitStack) -> Address:
+def _spawned(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapter_alone: bool) -> Address:
     """Start a server in the run's first process, and return its address in all of them."""
     result: list[Address | str | None] = [None]
     problem: TruingError | None = None
     if context.rank == 0:
         try:
-            result = [_start(settings, context, opened)]
+            result = [_start(settings, context, opened, adapter_alone)]
         except TruingError as error:  # the other processes wait to hear of it
             problem, result = error, [str(error)]
     if context.num_ranks > 1:
@@ -104,11 +80,9 @@ def _spawned(settings: VllmRollout, context: OpenContext, opened: ExitStack) -> 
     return address
 
 
-def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack) -> Address:
-    policy = context.models["policy"]
-    merged = why_merged(context, settings.serve)
-    configs = getattr(policy, "peft_config", {}) if merged is None else {}
-    ranks = [config.r for config in configs.values()]
+def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapter_alone: bool) -> Address:
+    configs = context.models["policy"].peft_config.values() if adapter_alone else ()
+    ranks = [config.r for config in configs]
     program = Program(
         settings=settings.serve,
         model=str(policy_of(context).config._name_or_path),

@@ -62,7 +62,7 @@ class Program:
         if found is None:
             raise SetupError(
                 f"rollout.serve.executable: no program {serve.executable!r}; install vLLM in an environment of its own "
-                "(pip install 'truing-vllm[server]' there) and give the path of its bin/vllm"
+                "(pip install vllm==0.33.0 there) and give the path of its bin/vllm"
             )
         where = (
             ["--uds", str(serve.uds.expanduser().absolute())] if serve.uds else ["--host", serve.host, "--port", str(serve.port)]
@@ -152,7 +152,6 @@ class Running:
     process: subprocess.Popen[bytes]
     address: Address
     log: Path
-    token: str = attrs.field(repr=False)
 
     @classmethod
     def start(cls, program: Program, folder: Path, run_dir: Path, log: str) -> Running:
@@ -176,7 +175,7 @@ class Running:
                 start_new_session=True,
                 umask=0o077,
             )
-        return cls(process=process, address=Address(url=program.settings.url, token=token), log=run_dir / log, token=token)
+        return cls(process=process, address=Address(url=program.settings.url, token=token), log=run_dir / log)
 
     def wait_until_healthy(self, seconds: float) -> None:
         """Raise SetupError, with the end of the log, where the server dies first or takes longer."""

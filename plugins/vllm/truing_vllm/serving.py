@@ -19,10 +19,9 @@ from truing.data.paths import local_path
 from truing.registry import Registry
 from truing_vllm.address import Entry, written_down
 from truing_vllm.backend import VllmRollout
-from truing_vllm.opening import weights_folder
 from truing_vllm.program import Program, Running
 from truing_vllm.settings import ServeSettings
-from truing_vllm.trainer import LORA_RANKS, lora_room
+from truing_vllm.trainer import LORA_RANKS, lora_room, weights_folder
 
 _POLL_SECONDS = 0.5
 
@@ -62,7 +61,7 @@ def serve(path: Path, overrides: Sequence[str]) -> None:
         try:
             click.echo(f"starting vllm serve {program.model}; its log is {running.log}")
             running.wait_until_healthy(program.settings.start_timeout)
-            entry = Entry(url=running.address.url, token=running.token, pid=os.getpid())
+            entry = Entry(url=running.address.url, token=str(running.address.token), pid=os.getpid())
             with written_down(run_dir, entry) as file:
                 click.echo(f"serving at {entry.url}; {file} has the token. Ctrl-C ends it")
                 _stay(running, asked_to_stop)

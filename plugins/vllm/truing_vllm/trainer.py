@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from truing import OpenContext, RolloutError, WeightSource
 from truing.model.attention import own_attention
 from truing.model.lent import lent
+from truing_vllm.backend import VllmRollout
 from truing_vllm.probe import Probe
 from truing_vllm.settings import ServeSettings
 
@@ -93,6 +95,16 @@ def make_probe(context: OpenContext, serve: ServeSettings, tolerance: float | No
         next_logps=logits.float().log_softmax(-1).cpu(),
         tolerance=tolerance or (FLOAT32_TOLERANCE if both_float32 else OTHER_TOLERANCE),
     )
+
+
+def weights_folder(settings: VllmRollout, run_dir: Path) -> Path:
+    """Return the folder that weights go through; the same for the run and for those who start its servers."""
+    return (settings.weights_dir or run_dir / "vllm-weights").expanduser().absolute()
+
+
+def run_label(run_dir: Path) -> str:
+    """Return what the labels of a run's weights begin with: of another run another, in every process of one the same."""
+    return "run" + hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()
 
 
 @attrs.define(eq=False)

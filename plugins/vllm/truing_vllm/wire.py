@@ -10,7 +10,7 @@ import attrs
 import msgspec
 
 from truing import RolloutRequest
-from truing.rollout.completion import FinishReason
+from truing.rollout.completion import FinishReason, cover
 from truing_vllm.faults import BadAnswerError
 
 GENERATE, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
@@ -156,15 +156,9 @@ def _checked(
         raise BadAnswerError(f"it broke a completion off ({reason})")
     if not 0 < len(tokens) <= limit or len(logps) != len(tokens):
         raise BadAnswerError(f"it gave {len(tokens)} tokens and {len(logps)} log-probabilities, and was asked for 1 to {limit}")
-    if spans is not None and [edge for span in spans for edge in (span.start, span.end)] != _edges(spans, len(tokens)):
+    if spans is not None and not cover([(span.start, span.end) for span in spans], len(tokens)):
         raise BadAnswerError(f"its weight versions do not cover the {len(tokens)} tokens")
     known = [logp for logp in logps if logp is not None and math.isfinite(logp) and logp > FLOOR]
     if len(known) < len(tokens):
         return Sample((), (), "error", spans, error="the policy's probabilities are not finite")
     return Sample(tuple(tokens), tuple(known), "length" if reason == "length" else "stop", spans)
-
-
-def _edges(spans: Sequence[Span], length: int) -> list[int]:
-    """Return the starts and ends that spans have when they cover `length` tokens without gaps."""
-    inner = [edge for span in spans[:-1] for edge in (span.end, span.end)]
-    return [0, *inner, length]

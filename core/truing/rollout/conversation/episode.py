@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -17,6 +17,7 @@ from truing.rollout.conversation.rendering import Renderer
 from truing.rollout.conversation.tools import Call, Toolbox, TurnReader, tool_name
 from truing.rollout.conversation.trajectory import Trajectory
 from truing.rollout.environment import Environment, Environments, Observation
+from truing.rollout.seeds import seed_of
 from truing.threads import DeadlineError
 
 GRACE_SECONDS = 2.0
@@ -46,7 +47,7 @@ class Stage:
     context_length: int | None
     """Positions that the policy was made for."""
 
-    @property
+    @cached_property
     def offered(self) -> frozenset[str]:
         """The names of the tools that the environment itself answers."""
         return frozenset(map(tool_name, self.environments.tools if self.environments is not None else ()))
@@ -246,7 +247,4 @@ def _without(message: Message, calls: Sequence[Call]) -> Message:
 
 def turn_seed(seed: int, turn: int) -> int:
     """Return the seed of a turn: the sample's own for the first, and one that follows from it for each later one."""
-    if turn == 0:
-        return seed
-    digest = hashlib.blake2b(f"{seed} turn {turn}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return seed if turn == 0 else seed_of(seed, "turn", turn)

@@ -130,7 +130,7 @@ class LiveConversations:
             steps.rest()
 
         try:
-            await together([work() for _ in range(steps.busy)])
+            await all_or_none([work() for _ in range(steps.busy)])
         finally:
             ended.set()
 
@@ -144,7 +144,7 @@ class LiveConversations:
         completion = await Episode(stage=self.stage, request=request, index=index, renderer=renderer, sample=sample).play()
         for key in ("error", "close_error"):
             if problem := completion.extra.get(key):
-                self.log.data_received(f"{request.id}[{index}]: {key}: {problem}\n".encode(errors="replace"))
+                self.log.note(f"{request.id}[{index}]: {key}: {problem}")
         return completion
 
     def _sample(self, batch: Batch) -> None:
@@ -191,7 +191,7 @@ class ConcurrentConversations(LiveConversations):
         return generate_by_submitting(self, requests)
 
     async def _group(self, request: RolloutRequest) -> tuple[Completion, ...]:
-        return tuple(await together([self._admitted(request, index) for index in range(request.n)]))
+        return tuple(await all_or_none([self._admitted(request, index) for index in range(request.n)]))
 
     async def _admitted(self, request: RolloutRequest, index: int) -> Completion:
         async with self._admission:
@@ -212,7 +212,7 @@ def _settle(turn: asyncio.Future[Completion], sampled: Completion) -> None:
 T = TypeVar("T")
 
 
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_or_none(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Return what all give. When one fails the others are cancelled, and waited for until they have cleaned up."""
     tasks = [asyncio.ensure_future(one) for one in work]
     if not tasks:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import attrs
 from truing.data.example import Message
 from truing.errors import ConfigError
 from truing.functions import find_function, load_function
-from truing.rollout.environment import Environment, Observation
+from truing.rollout.environment import Environment, Observation, is_message, reward_fault
 from truing.suggest import did_you_mean
 from truing.threads import Beside, LoopThread
 
@@ -130,8 +128,8 @@ def read_observation(value: Any) -> Observation:
     if len(value) != 3:
         raise ValueError(f"a tuple of {len(value)}")
     said, reward, done = value
-    if reward is not None and not (isinstance(reward, numbers.Real) and math.isfinite(reward)):
-        raise ValueError(f"the reward {reward!r:.60}, which is no finite number")
+    if fault := reward_fault(reward):
+        raise ValueError(fault)
     if done not in (True, False):
         raise ValueError(f"{done!r:.60} where `done` belongs, which is neither true nor false")
     messages = () if said is None else _messages(said)
@@ -142,6 +140,6 @@ def _messages(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
         return ({"role": "user", "content": value},) if value else ()
     found = [value] if isinstance(value, Mapping) else value
-    if not isinstance(found, list) or not all(isinstance(one, Mapping) and {"role", "content"} <= one.keys() for one in found):
+    if not isinstance(found, list) or not all(map(is_message, found)):
         raise ValueError(f"{type(value).__name__} {value!r:.60}")
     return tuple(dict(one) for one in found)

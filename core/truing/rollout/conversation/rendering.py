@@ -169,8 +169,7 @@ class TextRenderer:
     @property
     def turn_end(self) -> TokenIds:
         """The end token."""
-        eos = self.encoder.tokenizer.eos_token_id
-        return () if eos is None else (int(eos),)
+        return self.encoder.end_ids
 
     def begin(self, request: RolloutRequest, messages: Sequence[Message]) -> TokenIds:
         """Return the prompt's tokens and those of the text."""

@@ -85,7 +85,7 @@ class Trajectory:
         self._logps += [logp if counts else 0.0 for logp, counts in zip(logps, mask, strict=True)]
 
     def _add_versions(self, versions: Sequence[VersionSpan], length: int) -> None:
-        if not cover(versions, length):
+        if not cover([(span.start, span.end) for span in versions], length):
             shown = [(span.version, span.start, span.end) for span in versions]
             raise self._fault(f"gives versions {shown} for a turn of {length} tokens; they must cover it in order without gaps")
         offset = len(self._ids)

@@ -18,6 +18,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+BOOT_HEADER = "x-truing-boot"
+"""In every answer of a server that `vllm-serve` started: text that is another one after every start."""
 OPEN = "/health"
 """The one route that anybody may ask."""
 _POLL_SECONDS = 1.0
@@ -33,7 +35,7 @@ class Guard:
     def __init__(self, app: App) -> None:
         self.app = app
         self.expected = f"Bearer {os.environ['TRUING_GUARD_TOKEN']}".encode()
-        self.boot = (b"x-truing-boot", os.environ["TRUING_GUARD_BOOT"].encode())
+        self.boot = (BOOT_HEADER.encode(), os.environ["TRUING_GUARD_BOOT"].encode())
         starter = int(os.environ["TRUING_GUARD_STARTER"])
         threading.Thread(target=_end_with, args=(starter,), name="truing guard", daemon=True).start()
 
