@@ -18,6 +18,7 @@ from truing.data.batch import collate
 from truing.data.packing import pack
 from truing.data.tree import Branch, PromptTree
 from truing.loss import Needs
+from truing.model import flash_cpu
 from truing.model.attention import use_tree_attention
 from truing.model.policy import Policy
 from truing.testing import tiny_model
@@ -92,7 +93,9 @@ def test_one_branch_is_plain_causal_attention(architecture, seed, prompt, length
 
 
 @pytest.mark.parametrize("branches", [1, 3])
-def test_flash_and_a_call_per_branch_agree(branches):
+@pytest.mark.parametrize("longest_causal", [1, 3, 192])
+def test_flash_and_a_call_per_branch_agree(branches, longest_causal, monkeypatch):
+    monkeypatch.setattr(flash_cpu, "CAUSAL", longest_causal)
     batch = collate(random_trees(4, branches=branches, longest=20), "shared_prefix")
     model = tiny_model(dtype=torch.float64)
     found = []

@@ -1,4 +1,4 @@
-"""PyTorch's flash kernel for CPUs: a call for every prompt, every branch, and all branches of a tree over their prompt."""
+"""PyTorch's flash kernel for CPUs: a call for every short sequence, and for all that attends to all of an earlier one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from truing.data.row import Part, RowLayout
+
+CAUSAL = 192
+"""Positions up to which a sequence is one call: half the work is not worth another there."""
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -19,8 +22,23 @@ def supports(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout) -> bo
 
 
 def parts(layout: RowLayout) -> Iterator[Part]:
-    """Return the ranges of each tree."""
-    return layout.parts()
+    """Return the ranges of each tree, long sequences cut: with a causal mask the kernel computes most of what it then masks."""
+    for part in layout.parts():
+        if part.own and isinstance(part.queries, slice):
+            yield from _halved(part.queries.start, part.queries.stop)
+        else:
+            yield part
+
+
+def _halved(start: int, stop: int) -> Iterator[Part]:
+    """Yield a causal sequence as its two halves, and the second over the first."""
+    if stop - start <= CAUSAL:
+        yield Part(slice(start, stop), slice(start, stop), own=True)
+        return
+    middle = (start + stop + 1) // 2
+    yield from _halved(start, middle)
+    yield from _halved(middle, stop)
+    yield Part(slice(middle, stop), slice(start, middle), own=False)
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:

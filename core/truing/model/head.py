@@ -212,7 +212,8 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if gradient is None else gradient * grads[0] for gradient in ctx.saved_tensors]
+        # in their own memory; autograd refuses a second backward, which would scale them twice
+        scaled = [None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.saved_tensors]
         return (*_cast(ctx.dtypes, *scaled), None, None, None, None)
 
 

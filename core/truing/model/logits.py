@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from truing.loss import Needs
 
-TILE = {"cpu": 2048}
-"""Columns of a tile by device, so that it stays in the cache; the whole vocabulary elsewhere."""
+TILE = {"cpu": 31 * 64}
+"""Columns of a tile by device, so that it stays in the cache, where rows a power of two apart would be in each other's place; the
+whole vocabulary elsewhere."""
 
 
 @attrs.frozen(eq=False)
@@ -143,23 +144,40 @@ class Logits:
         kept, self.kept = self.kept, None  # their memory is taken, and a second backward computes them again
         for number, columns in enumerate(self._tiles()):
             logits, maxima = kept[number] if kept else (self._compute(columns), None)
-            if self.plain and maxima is not None:
-                gradient = logits.mul_(-grads.logps.unsqueeze(1) * (maxima - self.lse.unsqueeze(1)).exp_())
-            else:
-                gradient = self._smooth_part(logits, grads)
-            index, inside = self._locate(columns)
-            gradient.scatter_add_(1, index, (grads.logps * inside).unsqueeze(1))
-            if self.head.softcap is not None:
-                gradient *= 1 - (logits / self.head.softcap).square_()
-            if self.head.scale != 1:
-                gradient *= self.head.scale
-            if grad_bias is not None:
-                grad_bias[columns] += gradient.sum(0)
+            gradient, factor = self._gradient(logits, maxima, grads, columns)
             gradient = gradient.to(self.weight.dtype)
-            _add_product_(grad_hidden, gradient, self.weight[columns])
+            grad_hidden.addcmul_((gradient @ self.weight[columns]).to(grad_hidden.dtype), factor)
             if grad_weight is not None:
-                _add_product_(grad_weight[columns], gradient.T, self.hidden)
+                _add_product_(grad_weight[columns], gradient.T, (factor * self.hidden).to(gradient.dtype))
+            if grad_bias is not None:
+                grad_bias[columns] += (factor * gradient).sum(0)
+        if self.plain:
+            self._add_targets(self.head.scale * grads.logps.unsqueeze(1), grad_hidden, grad_weight, grad_bias)
         return grad_hidden
+
+    def _gradient(self, logits: Tensor, maxima: Tensor | None, grads: TokenScores, columns: slice) -> tuple[Tensor, Tensor]:
+        """Return two factors of the gradient with respect to a tile's products; of `plain` ones what is at the targets lacks.
+
+        The second, [N, 1], is a row's: it is cheaper to scale H numbers than a tile. The first may take the logits' memory.
+        """
+        row = -self.head.scale * grads.logps.unsqueeze(1)
+        if self.plain and maxima is not None:
+            return logits, row * (maxima - self.lse.unsqueeze(1)).exp_()
+        if self.plain:
+            return logits.sub_(self.lse.unsqueeze(1)).exp_(), row
+        gradient = self._smooth_part(logits, grads)
+        index, inside = self._locate(columns)
+        gradient.scatter_add_(1, index, (grads.logps * inside).unsqueeze(1))
+        if self.head.softcap is not None:
+            gradient *= 1 - (logits / self.head.softcap).square_()
+        return gradient, torch.full_like(row, self.head.scale)
+
+    def _add_targets(self, rows: Tensor, grad_hidden: Tensor, grad_weight: Tensor | None, grad_bias: Tensor | None) -> None:
+        """Add what is at the targets of `plain` tiles: rows [N, 1] there, and zero elsewhere."""
+        grad_hidden.addcmul_(self.weight[self.targets].to(grad_hidden.dtype), rows)
+        for total, values in ((grad_weight, rows * self.hidden), (grad_bias, rows.squeeze(1))):
+            if total is not None:
+                total.index_put_((self.targets,), values.to(total.dtype), accumulate=True)
 
     def _tiles(self) -> Iterator[slice]:
         size = TILE.get(self.weight.device.type, len(self.weight))
@@ -176,11 +194,9 @@ class Logits:
         return local.clamp(0, width - 1).unsqueeze(1), (local >= 0) & (local < width)
 
     def _smooth_part(self, logits: Tensor, grads: TokenScores) -> Tensor:
-        """Return the gradient with respect to the logits of a tile, but for g_logp at the targets; it may take their memory."""
-        log_probs = logits.sub_(self.lse.unsqueeze(1)) if self.plain else logits - self.lse.unsqueeze(1)
+        """Return the gradient with respect to the logits of a tile that is not `plain`, but for g_logp at the targets."""
+        log_probs = logits - self.lse.unsqueeze(1)
         factor = -grads.logps.unsqueeze(1)
-        if self.plain:
-            return log_probs.exp_().mul_(factor)
         probs = log_probs.exp()
         if grads.entropy is not None and self.scores.entropy is not None:
             factor = factor - grads.entropy.unsqueeze(1) * (log_probs + self.scores.entropy.unsqueeze(1))
