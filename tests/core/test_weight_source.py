@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from truing.model.policy import Policy
 from truing.model.weight_source import KEPT, PolicyWeights
 from truing.testing import tiny_model
 
@@ -15,7 +16,8 @@ from truing.testing import tiny_model
 def source(model, folder=None, step=0):
     accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
     state = SimpleNamespace(model=model, step=step)
-    return PolicyWeights(SimpleNamespace(state=state, accelerator=accelerator, run_dir=SimpleNamespace(path=folder)))
+    policy = Policy(model, "padded")
+    return PolicyWeights(SimpleNamespace(state=state, policy=policy, accelerator=accelerator, run_dir=SimpleNamespace(path=folder)))
 
 
 def adapted(**options):
@@ -40,6 +42,16 @@ def test_an_adapter_is_merged_under_plain_names(options):
     assert found.keys() == expected.keys() == dict(tiny_model().named_parameters(remove_duplicate=False)).keys()
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight.detach())
+
+
+def test_what_comes_next_is_said_by_the_merged_weights_without_dropout():
+    model = adapted(lora_dropout=0.5).train()
+    ids = [5, 6, 7, 8]
+    found = source(model).next_logps(ids)
+    with torch.no_grad():
+        expected = adapted().merge_and_unload().eval()(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    torch.testing.assert_close(found, expected)
+    assert model.training and not found.requires_grad
 
 
 def test_the_adapter_alone_is_a_folder_of_which_the_newest_stay(tmp_path):

@@ -25,10 +25,21 @@ PUSH = [
 
 
 @attrs.frozen(eq=False)
-class AdapterWeights:
+class Gathered(FakeWeights):
+    """Remembers which weights were taken from it."""
+
+    names: list[str] = attrs.field(factory=list)
+
+    def parameters(self):
+        for name, weight in super().parameters():
+            self.names.append(name)
+            yield name, weight
+
+
+@attrs.frozen(eq=False)
+class AdapterWeights(FakeWeights):
     """What core gives a backend for a policy with an adapter."""
 
-    model: torch.nn.Module
     folder: Path
     version: int
 
@@ -89,14 +100,24 @@ def test_tied_heads_and_large_models_take_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr("truing_vllm.trainer.SHARD_BYTES", 20_000)
     context = fake_context(tmp_path)
     tied = tiny_model(context.tokenizer, tie_word_embeddings=True)
-    files = WeightFiles(tmp_path / "w", "run").write("run-1", FakeWeights(tied))
+    files = WeightFiles(tmp_path / "w", "run").write("run-1", FakeWeights(tied).parameters())
     assert len(files) > 2 and all((tmp_path / "w" / name).stat().st_size < 60_000 for name in files)
 
 
 def test_a_full_disk_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RolloutError, match="cannot be written to .*file/w/run-1: .*; free some space, or set rollout.weights_dir"):
-        WeightFiles(tmp_path / "file" / "w", "run").write("run-1", FakeWeights(tiny_model()))
+        WeightFiles(tmp_path / "file" / "w", "run").write("run-1", FakeWeights(tiny_model()).parameters())
+
+
+def test_weights_that_all_ranks_gather_are_gathered_to_the_end_where_the_disk_is_full(tmp_path, monkeypatch):
+    with rig(tmp_path, weights_dir=tmp_path / "file" / "w") as run:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr("truing_vllm.live.is_spread", lambda model: True)
+        source = Gathered(run.policy)
+        with pytest.raises(RolloutError, match="cannot be written to"):
+            run.live.update_weights(1, source)
+        assert source.names == [name for name, _ in run.policy.named_parameters()]
 
 
 @pytest.mark.parametrize("failure", ["fail_updates", "half_loaded"])

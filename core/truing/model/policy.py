@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -16,8 +16,10 @@ from truing.data.batch import BatchPart, TreeBatch
 from truing.data.layouts import LAYOUT_ARGUMENT, Forward
 from truing.data.row import KeptKeys
 from truing.loss import Layout, LossInputs, Needs
+from truing.model.attention import own_attention
 from truing.model.cached import cached_hidden
 from truing.model.head import Part, fused_loss, score_logits, score_tokens, tokens_together
+from truing.model.lent import lent
 from truing.model.logits import Head, TokenScores, wide
 
 OFFERED = (
@@ -159,6 +161,13 @@ class Policy(nn.Module):
                 return _fused(hidden, batch, head, needs, objective, _mismatched(batch, needs, score))
             output = self._output(batch, needs, score, hidden)
             return output if objective is None else objective(batch.whole(), output)
+
+    def next_logps(self, ids: Sequence[int]) -> Tensor:
+        """Return [len(ids), V] log-probabilities of every token as the one after each of `ids`, by the model's own attention."""
+        model = self.causal_lm
+        with lent(model, own_attention(model)):
+            logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+        return logits.to(wide(logits.dtype)).log_softmax(-1)
 
     def _hidden(self, batch: TreeBatch, needs: Needs) -> Tensor:
         """Return [slots, H], without those of a later row that nothing is read of."""

@@ -1,9 +1,12 @@
-"""The policy's weights as a rollout backend takes them: whole, under their Hugging Face names, or the adapter alone."""
+"""The policy's weights as a rollout backend takes them: whole, under their Hugging Face names, or the adapter alone.
+
+Where they are spread over ranks they are gathered, which all of these do together.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,8 @@ import attrs
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from truing.train.ranks import together
@@ -31,13 +35,10 @@ class PolicyWeights:
     run: Run
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every parameter by its Hugging Face name, gathered to full size, adapters merged; tied ones under each name.
-
-        All ranks must go through it together where weights are spread over them.
-        """
+        """Yield every parameter by its Hugging Face name, gathered to full size, adapters merged; tied ones under each name."""
         model = self.run.state.model
         if not isinstance(model, PeftModel):
-            yield from ((name, _whole(weight)) for name, weight in model.named_parameters(remove_duplicate=False))
+            yield from ((name, whole(weight)) for name, weight in model.named_parameters(remove_duplicate=False))
             return
         base = model.get_base_model()
         merged = {f"{name}.": module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
@@ -47,10 +48,10 @@ class PolicyWeights:
             name = _without_wrapper(long_name, model)
             layer = next((prefix for prefix in merged if name.startswith(prefix)), None)
             if layer is None:
-                yield name, _whole(weight)
+                yield name, whole(weight)
             elif name.startswith(f"{layer}base_layer."):
                 plain = f"{layer}{name.removeprefix(f'{layer}base_layer.')}"
-                yield plain, _merged(merged[layer], weight) if plain.endswith("weight") else _whole(weight)
+                yield plain, _merged(merged[layer], weight) if plain.endswith("weight") else whole(weight)
 
     def adapter(self) -> Path | None:
         """Return a folder with the adapter alone, as peft saves it; None when the whole model is trained."""
@@ -58,11 +59,22 @@ class PolicyWeights:
         if not isinstance(run.state.model, PeftModel):
             return None
         folder = run.run_dir.path / "adapters" / f"version-{run.state.step:08d}"
-        together(lambda: self._save_adapter(folder) if run.accelerator.is_main_process else None, "writing the adapter")
+        weights = self._adapter_weights() if is_spread(run.state.model) else None
+        together(lambda: self._save_adapter(folder, weights) if run.accelerator.is_main_process else None, "writing the adapter")
         return folder
 
-    def _save_adapter(self, folder: Path) -> None:
-        self.run.state.model.save_pretrained(str(folder))
+    def next_logps(self, ids: Sequence[int]) -> Tensor:
+        """Return [len(ids), V] log-probabilities of every token as the one after each of `ids`."""
+        policy = self.run.policy
+        if isinstance(policy, FSDPModule) and "next_logps" not in vars(policy):
+            register_fsdp_forward_method(policy, "next_logps")  # it is a pass through the whole model, beside `forward`
+        return policy.next_logps(ids)
+
+    def _adapter_weights(self) -> dict[str, Tensor]:
+        return {name: whole(weight) for name, weight in self.run.state.model.named_parameters() if weight.requires_grad}
+
+    def _save_adapter(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
+        self.run.state.model.save_pretrained(str(folder), state_dict=weights)
         for old in sorted(folder.parent.glob("version-*"))[:-KEPT]:
             shutil.rmtree(old)
 
@@ -75,15 +87,21 @@ def _without_wrapper(name: str, model: PeftModel) -> str:
     return name
 
 
-def _whole(weight: Tensor) -> Tensor:
-    whole = weight.detach()
-    return whole.full_tensor() if isinstance(whole, DTensor) else whole
+def is_spread(model: nn.Module) -> bool:
+    """Return whether a model's weights are spread over ranks."""
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def whole(weight: Tensor) -> Tensor:
+    """Return a weight without gradient, gathered where it is spread over ranks."""
+    weight = weight.detach()
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 @torch.no_grad()
 def _merged(layer: BaseTunerLayer, weight: Tensor) -> Tensor:
     linear: Any = layer  # of the tuner that says what it adds
-    merged = _whole(weight)
+    merged = whole(weight)
     for name in layer.active_adapters:
-        merged = merged + _whole(linear.get_delta_weight(name)).to(merged.dtype)
+        merged = merged + whole(linear.get_delta_weight(name)).to(merged.dtype)
     return merged

@@ -124,13 +124,19 @@ def rows_of(completion: Completion) -> Iterator[Completion | Fork]:
 
 
 class WeightSource(Protocol):
-    """Where a rollout backend takes new weights from; the same on every rank."""
+    """Where a rollout backend takes new weights from; the same on every rank.
+
+    Where weights are spread over ranks, each call is one of all ranks together, and every rank must exhaust `parameters()`.
+    """
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every parameter by its Hugging Face name, gathered to full size, adapters merged."""
 
     def adapter(self) -> Path | None:
         """Return a folder with the adapter alone, as peft saves it; None when the whole model is trained."""
+
+    def next_logps(self, ids: Sequence[int]) -> torch.Tensor:
+        """Return [len(ids), V] log-probabilities of every token as the one after each of `ids`, by which weights are known."""
 
 
 class LiveRollout(Protocol):

@@ -121,6 +121,12 @@ class FakeWeights:
         """Return None: the whole model is trained."""
         return None
 
+    @torch.no_grad()
+    def next_logps(self, ids: Sequence[int]) -> torch.Tensor:
+        """Return what the model says, in evaluation mode or not as it is."""
+        logits: torch.Tensor = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        return logits.log_softmax(-1)
+
 
 def fake_context(run_dir: Path, *, seed: int = 0) -> OpenContext:
     """Return the context of a run on the CPU with `tiny_tokenizer()` and `tiny_model()` as its policy."""

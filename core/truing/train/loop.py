@@ -14,7 +14,6 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
 
 from truing.config import TrainConfig, dump_config
 from truing.errors import TruingError
@@ -23,6 +22,7 @@ from truing.model.critic import CRITIC_FOLDER
 from truing.model.loading import disable_checkpointing
 from truing.model.reference import Following
 from truing.model.score_head import write_score_head
+from truing.model.weight_source import whole
 from truing.train.card import model_card
 from truing.train.console import Reporter
 from truing.train.given import Given
@@ -201,7 +201,7 @@ class _Written:
         return cls(
             model=_whole_weights(run, run.state.model),
             critic=None if critic is None else _whole_weights(run, critic.model),
-            heads={name: _whole(head.weight) for name, head in linear.items()},
+            heads={name: whole(head.weight) for name, head in linear.items()},
         )
 
 
@@ -215,11 +215,6 @@ def _whole_weights(run: Run, model: nn.Module) -> dict[str, Tensor] | None:
         if name in weights:  # tied weights share memory again, by which save_pretrained knows them
             weights[name] = weights[first.setdefault(id(weight), name)]
     return weights
-
-
-def _whole(weight: Tensor) -> Tensor:
-    weight = weight.detach()
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _write_model(run: Run, folder: Path, written: _Written) -> None:

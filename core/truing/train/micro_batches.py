@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from torch.distributed.tensor import DTensor
 
 from truing.data.packing import pack
 from truing.data.tree import PromptTree
+from truing.model.weight_source import is_spread
 from truing.train.run import Run
 
 
@@ -44,4 +44,4 @@ def cut(run: Run, trees: Sequence[PromptTree]) -> list[MicroBatch]:
 
 def is_sharded(run: Run) -> bool:
     """Whether the policy's weights are spread over ranks."""
-    return any(isinstance(weight, DTensor) for weight in run.policy.parameters())
+    return is_spread(run.policy)

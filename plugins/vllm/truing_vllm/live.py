@@ -9,14 +9,16 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from truing import Completion, OpenContext, RolloutRequest, WeightSource
+from truing.model.weight_source import is_spread
 from truing.rollout.completion import generate_by_submitting
 from truing.threads import CLOSE_SECONDS, end_tasks
+from truing.train.ranks import together
 from truing_vllm.address import Address
 from truing_vllm.backend import VllmRollout
 from truing_vllm.connection import Connection
 from truing_vllm.fleet import Fleet
 from truing_vllm.server import Server
-from truing_vllm.trainer import WeightFiles, end_tokens, is_sharded, make_probe, run_label, weights_folder
+from truing_vllm.trainer import WeightFiles, end_tokens, make_probe, run_label, weights_folder
 from truing_vllm.updates import AdapterWeights, Update, WholeWeights
 
 T = TypeVar("T")
@@ -73,30 +75,29 @@ class LiveVllm:
         return generate_by_submitting(self, requests)
 
     def update_weights(self, version: int, source: WeightSource) -> None:
-        """Give all servers the policy's weights, and see by a probe that they have them. Raises RolloutError where they do not.
-
-        Where weights are spread over processes, all of these take part; else the first does it alone.
-        """
+        """Give all servers the policy's weights, and see by a probe that they have them. Raises RolloutError where they do not."""
         if version == self.version:
             return
-        writes = self.context.rank == 0
-        update = self._adapter(version, source) if self.adapter_alone else self._whole(version, source, writes=writes)
-        if writes or is_sharded(self.context):
-            probe = make_probe(self.context, self.settings.serve, self.settings.probe_tolerance)
-        if writes:
-            self._run(self._fleet.push(update, probe))
-        else:
-            self._run(self._fleet.follow(update))
+        first, spread = self.context.rank == 0, is_spread(self.context.models["policy"])
+        update = self._adapter(version, source) if self.adapter_alone else self._whole(version, source, spread)
+        if first or spread:
+            probe = make_probe(self.context, source, self.settings.serve, self.settings.probe_tolerance)
+        self._run(self._fleet.push(update, probe) if first else self._fleet.follow(update))
         self.version = version
 
-    def _whole(self, version: int, source: WeightSource, *, writes: bool) -> Update:
+    def _whole(self, version: int, source: WeightSource, spread: bool) -> Update:
         label = f"{self.run}-{version}"
-        if writes:
-            return WholeWeights(version=version, label=label, files=self.files.write(label, source))
-        if is_sharded(self.context):
-            for _ in source.parameters():
-                pass
-        return WholeWeights(version=version, label=label, files=())
+        files, *_ = together(lambda: self._written(label, source, spread), "writing weights for the servers")
+        return WholeWeights(version=version, label=label, files=files)
+
+    def _written(self, label: str, source: WeightSource, spread: bool) -> tuple[str, ...]:
+        weights = source.parameters()
+        try:
+            return self.files.write(label, weights) if self.context.rank == 0 else ()
+        finally:
+            if spread:  # every process takes part in gathering every weight, whatever fails in one
+                for _ in weights:
+                    pass
 
     def _adapter(self, version: int, source: WeightSource) -> Update:
         folder = source.adapter()

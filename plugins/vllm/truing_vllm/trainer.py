@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,9 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from truing import OpenContext, RolloutError, WeightSource
-from truing.model.attention import own_attention
-from truing.model.lent import lent
 from truing_vllm.backend import VllmRollout
 from truing_vllm.probe import Probe
 from truing_vllm.settings import ServeSettings
@@ -41,11 +38,6 @@ def policy_of(context: OpenContext) -> PreTrainedModel:
     model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     assert isinstance(model, PreTrainedModel)
     return model
-
-
-def is_sharded(context: OpenContext) -> bool:
-    """Return whether the policy's weights are spread over processes, so that reading them takes all of these."""
-    return any(isinstance(weight, DTensor) for weight in context.models["policy"].parameters())
 
 
 def end_tokens(context: OpenContext) -> list[int]:
@@ -81,18 +73,15 @@ def why_merged(context: OpenContext, serve: ServeSettings) -> str | None:
     return None
 
 
-def make_probe(context: OpenContext, serve: ServeSettings, tolerance: float | None) -> Probe:
-    """Return the probe for the policy's weights as they are; where these are spread over processes, all must call this."""
+def make_probe(context: OpenContext, source: WeightSource, serve: ServeSettings, tolerance: float | None) -> Probe:
+    """Return the probe for the policy's weights as they are."""
     model = policy_of(context)
     text = [*context.tokenizer.encode(PROBE_TEXT, add_special_tokens=False), *context.tokenizer.all_special_ids][: 4 * PROBES]
     lengths = sorted({len(text) * number // PROBES for number in range(1, PROBES + 1)} - {0})
-    ids = torch.tensor([text], device=context.device)
-    with lent(model, own_attention(model)):
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, [length - 1 for length in lengths]]
     both_float32 = serve.dtype in ("float32", "float") and model.dtype == torch.float32
     return Probe(
         prompts=[text[:length] for length in lengths],
-        next_logps=logits.float().log_softmax(-1).cpu(),
+        next_logps=source.next_logps(text)[[length - 1 for length in lengths]].float().cpu(),
         tolerance=tolerance or (FLOAT32_TOLERANCE if both_float32 else OTHER_TOLERANCE),
     )
 
@@ -115,8 +104,8 @@ class WeightFiles:
     run: str
     """What names of versions begin with."""
 
-    def write(self, label: str, source: WeightSource) -> tuple[str, ...]:
-        """Write all parameters of a version and return the files' names below the root. Raises RolloutError for a full disk."""
+    def write(self, label: str, weights: Iterable[tuple[str, Tensor]]) -> tuple[str, ...]:
+        """Write the weights of a version and return the files' names below the root. Raises RolloutError for a full disk."""
         folder = self.root / label
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -125,7 +114,7 @@ class WeightFiles:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
             names = []
-            for number, shard in enumerate(_shards(source)):
+            for number, shard in enumerate(_shards(weights)):
                 names.append(f"{label}/weights-{number:05d}.safetensors")
                 save_file(shard, str(self.root / names[-1]))
         except (OSError, SafetensorError) as error:
@@ -147,11 +136,11 @@ class WeightFiles:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _shards(source: WeightSource) -> Iterator[dict[str, Tensor]]:
+def _shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """Yield the parameters in lots that fit into memory beside the model; copies, for safetensors takes no tied ones."""
     shard: dict[str, Tensor] = {}
     held = 0
-    for name, weight in source.parameters():
+    for name, weight in weights:
         if held and held + weight.nbytes > SHARD_BYTES:
             yield shard
             shard, held = {}, 0
