@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH_ENV ?= $(HOME)/.cache/truing/bench
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-faults test-rollouts lint docs bench clean
+.PHONY: quickstart test test-faults rollout-programs test-rollouts lint docs bench clean
 
 quickstart: .venv/installed  ## align a tiny model on this machine's CPU, in about two minutes
 	$(BIN)/python examples/quickstart/run.py
@@ -13,9 +13,13 @@ test: .venv/installed  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand, within 30 minutes
-	TRUING_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n 2 --dist worksteal
+	TRUING_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n 3 --dist worksteal
 
-test-rollouts: .venv/installed  ## rollouts from the real programs, in environments of their own outside the repository
+rollout-programs: .venv/installed  ## vLLM for CPUs and OpenEnv, in environments of their own outside the repository
+	$(BIN)/python -m tests.rollouts.vllm_program
+	$(BIN)/python -m tests.rollouts.openenv_program
+
+test-rollouts: rollout-programs  ## rollouts from the real programs
 	TRUING_ROLLOUTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/rollouts
 
 lint: .venv/installed  ## format, style and types

@@ -21,13 +21,12 @@ import torch
 
 import truing.cli.train
 import truing.train.loop
-import truing_dpo
-import truing_grpo
-import truing_transformers
+import truing_transformers.live
 from truing.cli import main
+from truing.registry import Registry
 
-IMPORTED = (truing.cli.train, truing.train.loop, truing_dpo, truing_grpo, truing_transformers)
-"""What a child need not import again."""
+IMPORTED = (truing.cli.train, truing.train.loop, truing_transformers.live, Registry.load())
+"""What a child need not import again; the registry imports all plugins."""
 SECONDS = 120.0
 """What a child may take altogether; nearly all take one."""
 BROKEN = 99

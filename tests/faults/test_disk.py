@@ -156,7 +156,7 @@ def test_a_program_whose_disk_is_full(mounted, big, megabytes, tally):
         steps = names(run)
         assert steps[:2] == [2, 4] and no_drafts(run) and lacking(ended.errors), ended.said
         free(mounted)
-        assert big.start(run, *OPTIONS, f"trainer.max_steps={steps[-1] + 2}", resume=True, real=True).wait().code == 0
+        assert big.start(run, *OPTIONS, f"trainer.max_steps={steps[-1] + 2}", resume=True).wait().code == 0
         assert names(run)[-1] == steps[-1] + 2
     finally:
         free(mounted)

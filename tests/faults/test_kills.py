@@ -87,8 +87,10 @@ OPTIONS = (
 
 
 def kill_and_resume(tiny, tmp_path, case, how):
+    """Kill a run, or a program, and go on with it in a fork, which ends with the same bits."""
     draw, options = random.Random(f"run {case}"), (*how.pop("settings", ()), *OPTIONS[case % len(OPTIONS)])
     run, saved = kill_somewhere(tiny, tmp_path / str(case), options, how, draw)
+    how.pop("real", None)
     ended = tiny.finish(run, *options, resume=True, **how)
     same(run, tiny.unbroken(*options, **how))
     assert "damaged" not in ended.output
@@ -116,7 +118,7 @@ def test_a_run_that_samples_its_completions_and_is_killed(tmp_path, tiny, cases,
 
 
 @only_full
-@pytest.mark.parametrize("cases", portions(20, 0, 5), ids=named)
+@pytest.mark.parametrize("cases", portions(20, 0, 20), ids=named)
 def test_a_program_that_is_killed(tmp_path, tiny, cases, tally):
     resumed = sum(kill_and_resume(tiny, tmp_path, case, {"real": True}) for case in cases)
     tally("kill -9 of a program", kills=len(cases), **{"with a checkpoint to go on from": resumed})

@@ -87,6 +87,7 @@ class Faults:
         self.requests = 0
         self.of_push: list[str] = []
         self.done: list[str] = []
+        self.restarts: list[threading.Thread] = []
 
     def before_request(self) -> None:
         self.requests += 1
@@ -100,7 +101,8 @@ class Faults:
         if kind in SPOILT:
             self.fake.faults.append(kind)
         else:
-            threading.Thread(target=self._restart, args=(0.5 if kind == "killed" else 0.0,)).start()
+            self.restarts.append(threading.Thread(target=self._restart, args=(0.5 if kind == "killed" else 0.0,)))
+            self.restarts[-1].start()
 
     def _restart(self, seconds: float) -> None:
         self.fake.die()
@@ -144,6 +146,8 @@ def test_faults_of_servers_cost_time_and_at_most_the_completions_that_they_hit(t
             rollout = {"backend": backend, "max_staleness": staleness, "max_error_rate": 1.0}
             state = align(folder, method, rollout=rollout, num_epochs=2, learning_rate=1e-2)
             assert time.monotonic() - started < DEADLINE, (number, faults.done)
+            for restart in faults.restarts:  # which may come when the run is done already
+                restart.join()
         lines, watched = completions(folder), backend.opened[-1]
         assert state.step == 10 and len(faults.done) >= FAULTS_A_RUN - 1, "one that was to befall a push may have come too late"
         samples = Counter(line["sample"] for line in lines)

@@ -32,7 +32,7 @@ def was_late(run, number, code):
 
 def signalled(tiny, folder, number, draw, **how):
     """Send a signal to a run at a random instant after its first step; return it, and how it ended. Begins anew when it is late."""
-    seconds = tiny.unbroken(*OPTIONS, **how).seconds
+    seconds = tiny.unbroken(*OPTIONS).seconds  # of a fork, which is nearly all steps: a program is many seconds older at its first
     for attempt in itertools.count():
         run = folder / f"{signal.Signals(number).name}-{attempt}"
         child = tiny.start(run, *OPTIONS, **how)
@@ -46,6 +46,7 @@ def signalled(tiny, folder, number, draw, **how):
 
 
 def signal_and_resume(tiny, folder, case, **how):
+    """Signal a run, or a program, and go on with it in a fork, which ends with the same bits."""
     number, draw = NUMBERS[case % 3], random.Random(f"signal {case}")
     run, ended = signalled(tiny, folder / str(case), number, draw, **how)
     assert ended.code == CODES[number], ended.said
@@ -54,14 +55,14 @@ def signal_and_resume(tiny, folder, case, **how):
     assert 0 < steps < STEPS
     if number == signal.SIGUSR1:
         assert [path.name[-2:] for path in saved] == [f"{steps:02d}", str(STEPS)]
-        same(run, tiny.unbroken(*OPTIONS, **how))
-        ended = tiny.finish(run, *OPTIONS, resume=saved[0], **how)
+        same(run, tiny.unbroken(*OPTIONS))
+        ended = tiny.finish(run, *OPTIONS, resume=saved[0])
     else:
         assert len(saved) == 1
         assert f"stopped by {signal.Signals(number).name}; saved {saved[0]}; continue with --resume" in ended.errors
-        ended = tiny.finish(run, *OPTIONS, resume=True, **how)
+        ended = tiny.finish(run, *OPTIONS, resume=True)
     assert f"{steps} of {STEPS} steps done" in ended.output
-    same(run, tiny.unbroken(*OPTIONS, **how))
+    same(run, tiny.unbroken(*OPTIONS))
     return signal.Signals(number).name
 
 
