@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def test_lines_that_the_disk_does_not_take_are_written_with_the_next(tmp_path, m
     assert run_dir.metrics() == b'{"step": 1}\n{"step": 2}\n'
     assert run_dir.append_metrics({"step": 3}) is None
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_a_completion_stays_on_its_line_whatever_is_in_it(tmp_path):
+    said = "a\x85b\u2028c\u2029d\re\vf\\\x85"
+    run_dir = RunDir(tmp_path)
+    assert run_dir.append_completions([{"completion": said}, {"completion": ""}]) is None
+    lines = (tmp_path / "completions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["completion"] for line in lines] == [said, ""]
 
 
 def test_a_model_that_cannot_be_written_leaves_the_one_before_it(tmp_path):

@@ -25,6 +25,8 @@ from truing.train.checkpoint.store import CheckpointStore
 
 CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
 COMPLETIONS = "completions.jsonl"
+LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+"""What JSON may hold as it is and many readers take for the end of a line, in its escaped form."""
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 
 
@@ -164,7 +166,7 @@ class RunDir:
         unwritten = self._unwritten.setdefault(name, [])
         if not unwritten and not lines:
             return None
-        unwritten.extend(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        unwritten.extend(json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n" for line in lines)
         data = "".join(unwritten).encode(errors="replace")
         try:
             with (self.path / name).open("ab", buffering=0) as file:
