@@ -7,7 +7,7 @@ import json
 import attrs
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truing.data.stored import stored_trees, tree_numbers, tree_tensors
@@ -53,6 +53,7 @@ def trees(draw):
     ]
 
 
+@settings(deadline=None)
 @given(trees())
 def test_what_is_packed_comes_back(stored):
     found = stored_trees(json.loads(json.dumps(tree_numbers(stored))), tree_tensors(stored))

@@ -118,7 +118,7 @@ def test_a_run_that_samples_its_completions_and_is_killed(tmp_path, tiny, cases,
 
 
 @only_full
-@pytest.mark.parametrize("cases", portions(20, 0, 20), ids=named)
+@pytest.mark.parametrize("cases", portions(20, 0, 5), ids=named)
 def test_a_program_that_is_killed(tmp_path, tiny, cases, tally):
     resumed = sum(kill_and_resume(tiny, tmp_path, case, {"real": True}) for case in cases)
     tally("kill -9 of a program", kills=len(cases), **{"with a checkpoint to go on from": resumed})
