@@ -12,7 +12,7 @@ quickstart: .venv/installed  ## align a tiny model on this machine's CPU, in abo
 test: .venv/installed  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand, within 30 minutes
+test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand; about an hour
 	TRUING_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n 3 --dist worksteal
 
 rollout-programs: .venv/installed  ## vLLM for CPUs and OpenEnv, in environments of their own outside the repository
@@ -20,7 +20,7 @@ rollout-programs: .venv/installed  ## vLLM for CPUs and OpenEnv, in environments
 	$(BIN)/python -m tests.rollouts.openenv_program
 
 test-rollouts: rollout-programs  ## rollouts from the real programs
-	TRUING_ROLLOUTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/rollouts
+	TRUING_ROLLOUTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/rollouts -m rollouts
 
 lint: .venv/installed  ## format, style and types
 	$(BIN)/ruff format --check .

@@ -157,7 +157,8 @@ def _whole(gradient: Tensor) -> Tensor:
 
 def shard(run: Run) -> Run:
     """Return the run with its weights spread over the ranks. accelerate knows FSDP2 on accelerators only, PyTorch on CPUs too."""
-    for layer in run.policy.causal_lm.get_decoder().h:
+    decoder = run.policy.causal_lm.get_decoder()
+    for layer in decoder.h if hasattr(decoder, "h") else decoder.layers:
         fully_shard(layer)
     return attrs.evolve(run, wrapped=fully_shard(run.policy))
 

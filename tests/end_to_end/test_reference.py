@@ -242,7 +242,7 @@ def test_a_reference_that_begins_to_move_at_a_resume_is_where_the_policy_started
 
 
 def test_weights_that_are_spread_over_processes_cannot_be_followed(folder, monkeypatch):
-    monkeypatch.setattr("truing.train.references.is_sharded", lambda run: True)
+    monkeypatch.setattr("truing.train.references.is_spread", lambda model: True)
     with pytest.raises(ConfigError, match="cannot follow weights that are spread over processes; use data parallelism"):
         begin(make(folder, reference={"sync_steps": 2}))
 

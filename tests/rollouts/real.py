@@ -27,6 +27,7 @@ from truing_vllm.opening import open_live
 
 START_SECONDS = 400
 ADAPTER = {"type": "lora", "r": 8}
+AGREEMENT = "sampling/sampling_logp_difference/mean"
 SHAPE = {"hidden_size": 64, "heads": 2, "kv_heads": 2, "layers": 2, "max_positions": 512}
 """Of the served model: vLLM's kernels for CPUs take heads of 32 numbers, and not of the quickstart's 24."""
 WHOLE_PROMPTS = ["--no-enable-chunked-prefill"]

@@ -6,9 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-import attrs
-from torch.distributed.fsdp import fully_shard
-
+from tests.end_to_end.steps import shard
 from truing.config import load_config
 from truing.registry import Registry
 from truing.train import loop
@@ -19,10 +17,7 @@ from truing.train.setup import set_up
 
 def set_up_spread(*arguments, **named) -> Run:
     """Return the run with its weights and its optimiser spread over the ranks."""
-    run = set_up(*arguments, **named)
-    for layer in run.policy.causal_lm.get_decoder().layers:
-        fully_shard(layer)
-    run = attrs.evolve(run, wrapped=fully_shard(run.policy))
+    run = shard(set_up(*arguments, **named))
     run.state.optimizer = run.accelerator.prepare(make_optimizer(run.policy, run.trainer))
     run.state.scheduler = make_schedule(run.state.optimizer, run.trainer, run.total_steps)
     return run

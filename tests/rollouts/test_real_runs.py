@@ -12,11 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.rollouts.real import ADAPTER, RealVllm, metrics, save_model, serve_settings, serving, truing, write_run
+from tests.rollouts.real import ADAPTER, AGREEMENT, RealVllm, metrics, save_model, serve_settings, serving, truing, write_run
 
 pytestmark = [pytest.mark.rollouts, pytest.mark.timeout(900)]
-
-AGREEMENT = "sampling/sampling_logp_difference/mean"
 
 
 def begin(config: Path, **environment: str) -> subprocess.Popen[str]:

@@ -12,10 +12,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.rollouts.fake_vllm import FakeVllm
-from tests.rollouts.real import ADAPTER, metrics, save_model, write_run
+from tests.rollouts.real import ADAPTER, AGREEMENT, metrics, save_model, write_run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-AGREEMENT = "sampling/sampling_logp_difference/mean"
 STEPS = 4
 ONE = ["-m", "truing", "train"]
 TWO = [*ONE, "--num-processes", "2"]

@@ -145,12 +145,12 @@ class Logits:
         for number, columns in enumerate(self._tiles()):
             logits, maxima = kept[number] if kept else (self._compute(columns), None)
             gradient, factor = self._gradient(logits, maxima, grads, columns)
+            if grad_bias is not None:
+                grad_bias[columns] += (factor * gradient).sum(0)
             gradient = gradient.to(self.weight.dtype)
             grad_hidden.addcmul_((gradient @ self.weight[columns]).to(grad_hidden.dtype), factor)
             if grad_weight is not None:
                 _add_product_(grad_weight[columns], gradient.T, (factor * self.hidden).to(gradient.dtype))
-            if grad_bias is not None:
-                grad_bias[columns] += (factor * gradient).sum(0)
         if self.plain:
             self._add_targets(self.head.scale * grads.logps.unsqueeze(1), grad_hidden, grad_weight, grad_bias)
         return grad_hidden

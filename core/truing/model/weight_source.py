@@ -14,10 +14,10 @@ import attrs
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
+from truing.model.spread import is_spread, whole
 from truing.train.ranks import together
 
 if TYPE_CHECKING:
@@ -85,17 +85,6 @@ def _without_wrapper(name: str, model: PeftModel) -> str:
         name = name.replace(f".modules_to_save.{adapter}.", ".")
         name = name.removeprefix(f"modules_to_save.{adapter}.")
     return name
-
-
-def is_spread(model: nn.Module) -> bool:
-    """Return whether a model's weights are spread over ranks."""
-    return any(isinstance(weight, DTensor) for weight in model.parameters())
-
-
-def whole(weight: Tensor) -> Tensor:
-    """Return a weight without gradient, gathered where it is spread over ranks."""
-    weight = weight.detach()
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 @torch.no_grad()

@@ -22,13 +22,12 @@ from truing.model.critic import CRITIC_FOLDER
 from truing.model.loading import disable_checkpointing
 from truing.model.reference import Following
 from truing.model.score_head import write_score_head
-from truing.model.weight_source import whole
+from truing.model.spread import is_spread, whole
 from truing.train.card import model_card
 from truing.train.console import Reporter
 from truing.train.given import Given
 from truing.train.interrupt import SAVING, STOPPING, Interrupted, InterruptSignal
 from truing.train.meter import Meter
-from truing.train.micro_batches import is_sharded
 from truing.train.quiet import quiet_libraries
 from truing.train.restarts import was_restarted
 from truing.train.rollouts import RolloutSource
@@ -206,7 +205,7 @@ class _Written:
 
 
 def _whole_weights(run: Run, model: nn.Module) -> dict[str, Tensor] | None:
-    if not is_sharded(run):
+    if not is_spread(run.policy):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))

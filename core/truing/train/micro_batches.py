@@ -9,7 +9,7 @@ import torch
 
 from truing.data.packing import pack
 from truing.data.tree import PromptTree
-from truing.model.weight_source import is_spread
+from truing.model.spread import is_spread
 from truing.train.run import Run
 
 
@@ -36,12 +36,7 @@ def cut(run: Run, trees: Sequence[PromptTree]) -> list[MicroBatch]:
     mine = trees[accelerator.process_index :: accelerator.num_processes]
     cut_up = [MicroBatch(batch) for batch in pack(mine, run.state.tokens_per_batch, run.policy.layout)]
     needed = max(1, len(cut_up))
-    if is_sharded(run):
+    if is_spread(run.policy):
         needed = int(accelerator.gather(torch.tensor([needed], device=accelerator.device)).max())
     smallest = min(trees, key=lambda tree: tree.num_tokens)
     return cut_up + [MicroBatch([smallest], counts=False)] * (needed - len(cut_up))
-
-
-def is_sharded(run: Run) -> bool:
-    """Whether the policy's weights are spread over ranks."""
-    return is_spread(run.policy)

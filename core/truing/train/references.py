@@ -20,9 +20,9 @@ from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file
 from truing.model.probe import choose_forward, made_up_trees, probed_trees
 from truing.model.reference import AdapterCopy, AdapterOff, Following, FrozenCopy, LiveReference
+from truing.model.spread import is_spread
 from truing.rollout.plan import RolloutPlan
 from truing.train.console import Reporter
-from truing.train.micro_batches import is_sharded
 from truing.train.run import Run
 
 
@@ -127,7 +127,7 @@ def with_references(run: Run) -> Run:
     """Return the run with its reference ready; precomputed, where that is asked for, or found in the file of an earlier run."""
     live = run.reference
     if isinstance(live, Following):
-        if is_sharded(run):
+        if is_spread(run.policy):
             raise ConfigError(
                 "model.reference.sync_steps: a reference cannot follow weights that are spread over processes; use data "
                 "parallelism (truing train --num-processes), or remove sync_steps"
@@ -145,7 +145,7 @@ def with_references(run: Run) -> Run:
             run.reporter.say(f"reference: computing log-probabilities of {len(trees):,} rows")
             with run.accelerator.autocast():
                 budget, alive = run.state.tokens_per_batch, lambda: run.reporter.alive(0)
-                sharing = None if is_sharded(run) else run.accelerator
+                sharing = None if is_spread(run.policy) else run.accelerator
                 found = Precomputed.of(live, trees, computes, budget, accelerator=sharing, alive=alive)
             if run.accelerator.is_main_process:
                 _keep(found, path, run.reporter)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from truing.errors import ConfigError, TruingError, first_line
 from truing.model.reference import Following
+from truing.model.spread import is_spread
 from truing.train.changes import describe_changes, flat_settings
 from truing.train.checkpoint import CheckpointError, Contents, DamagedError, Manifest, verify
 from truing.train.checkpoint.background import Save, Snapshot
 from truing.train.guard import require_finite_state, weights_are_finite
-from truing.train.micro_batches import is_sharded
 from truing.train.ranks import together
 from truing.train.run import Run
 from truing.train.run_dir import METRICS, library_versions
@@ -87,7 +87,7 @@ class Saver:
     def _begin(self) -> None:
         run = self.run
         self._begun, self._open = run.state.step, True
-        if is_sharded(run):
+        if is_spread(run.policy):
             self._problem_of_shards = _save_shards(run)
             return
         ranks = gather_object([random_state()])

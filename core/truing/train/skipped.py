@@ -19,10 +19,10 @@ from truing.errors import ConfigError, first_line
 from truing.model.attention import PLAIN_NAME
 from truing.model.precomputed import Precomputed
 from truing.model.reference import Following
+from truing.model.spread import is_spread
 from truing.train.checkpoint.files import write_file
 from truing.train.checkpoint.tensors import safetensors_chunks
 from truing.train.guard import OPTIMIZER
-from truing.train.micro_batches import is_sharded
 from truing.train.run import Run
 from truing.train.state import RandomState
 
@@ -101,7 +101,7 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
             (path / name).unlink(missing_ok=True)
         write_file(path / TENSORS, safetensors_chunks(tensors))
         write_file(path / BATCH, [json.dumps(numbers, default=str).encode()])
-        if not weights.exists() and not is_sharded(run):
+        if not weights.exists() and not is_spread(run.policy):
             for old in sorted(folder.glob("weights-*.safetensors"))[: 1 - KEPT_WEIGHTS]:
                 old.unlink()
             write_file(weights, safetensors_chunks({**state.weights(), **moving}))

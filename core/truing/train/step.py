@@ -10,11 +10,11 @@ import attrs
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from truing.data.batch import TreeBatch
 from truing.data.tree import PromptTree, Trees, in_chunks
 from truing.errors import PluginError, TruingError
+from truing.model.spread import whole
 from truing.reduce import StepCounts, add_shares
 from truing.train.guard import GRADIENT, OPTIMIZER, SPIKE, judge
 from truing.train.micro_batches import MicroBatch, cut
@@ -126,7 +126,7 @@ def accumulate_gradients(run: Run, trees: Sequence[PromptTree]) -> StepResult:
 def _clip(run: Run) -> Tensor:
     """Scale the gradient down to the allowed norm and return the norm that it had."""
     norm: Tensor = run.accelerator.clip_grad_norm_(run.wrapped.parameters(), run.trainer.max_grad_norm or float("inf"))
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(norm)
 
 
 def _update(run: Run, problems: Sequence[str]) -> None:

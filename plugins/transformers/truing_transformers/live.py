@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from peft import PeftModel
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from truing import Completion, ConfigError, OpenContext, RolloutRequest, VersionSpan, WeightSource
+from truing.model.spread import is_spread
 from truing_transformers.probe import choose_way
 from truing_transformers.row import Row, rows_of
 from truing_transformers.sampler import Sampler
@@ -35,7 +35,7 @@ class LiveTransformers:
         policy = self.context.models["policy"]
         model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         assert isinstance(model, PreTrainedModel)
-        if any(isinstance(weight, DTensor) for weight in model.parameters()):
+        if is_spread(model):
             raise ConfigError(
                 "rollout: transformers generates with the policy itself, whose weights are spread over processes here; train "
                 "without sharding, or sample with another backend, such as vllm"

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from truing import Completion, OpenContext, RolloutRequest, WeightSource
-from truing.model.weight_source import is_spread
+from truing.model.spread import is_spread
 from truing.rollout.completion import generate_by_submitting
 from truing.threads import CLOSE_SECONDS, end_tasks
 from truing.train.ranks import together
