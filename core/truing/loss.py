@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
 import attrs
-
-from truing.errors import PluginError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,6 +123,8 @@ class LossInputs:
     """[T] each: what the method's `advantages` asked to carry along."""
     state: Mapping[str, Any] = attrs.field(factory=dict)
     """The loss's own state, from `initial_state` or as it returned it last."""
+    _on_host: tuple[Tensor, tuple[int, ...]] | None = attrs.field(default=None, repr=False, alias="_on_host")
+    """`lengths`, and their numbers, which are known without waiting for the device as long as `lengths` is that tensor."""
 
     def sum(self, per_token: Tensor) -> Tensor:
         """Return the sum over each branch, [T] to [B]."""
@@ -143,12 +143,18 @@ class LossInputs:
 
         A sum over 2n tokens is made of two over n, so it takes as many vector operations as a length has binary digits.
         """
-        span, longest = 1, int(self.lengths.max())
+        lengths = self.known_lengths
+        span, longest = 1, int(self.lengths.max()) if lengths is None else max(lengths)
         while span < longest:
             later = per_token.new_zeros(len(per_token))
             later[:-span] = per_token[span:].where(self.sequence_ids[span:] == self.sequence_ids[:-span], 0.0)
             per_token, span = per_token + discount**span * later, 2 * span
         return per_token
+
+    @property
+    def known_lengths(self) -> tuple[int, ...] | None:
+        """`lengths` as numbers, where they can be had without waiting for the device."""
+        return self._on_host[1] if self._on_host is not None and self._on_host[0] is self.lengths else None
 
     @property
     def weighted_rewards(self) -> Tensor:
@@ -229,7 +235,12 @@ class Side:
 
     def tokens(self, per_token: Tensor) -> Tensor:
         """Return this side's tokens, [T] to [those of the side]."""
-        return per_token[self.inputs.sequence_ids % 2 == self.index]
+        lengths = self.inputs.known_lengths
+        if lengths is None:
+            return per_token[self.inputs.sequence_ids % 2 == self.index]
+        from torch import cat  # here, because the commands that only describe methods do without it
+
+        return cat(per_token.split(lengths)[self.index :: 2])
 
     @property
     def logps(self) -> Tensor:
@@ -348,45 +359,6 @@ class Loss(Protocol):
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the terms of the loss and its metrics."""
-
-
-def check_needs(loss: Loss) -> None:
-    """Raise PluginError where `needs` says both that no log-probability is read and that something is which is made of them."""
-    contradicting = loss.needs & (Needs.MISMATCHED_LOGPS | Needs.PROMPT_LOGPS | Needs.ENTROPY | Needs.SQUARED_PROBS)
-    if Needs.NO_LOGPS in loss.needs and contradicting:
-        raise PluginError(
-            f"`needs` of {loss.name} names Needs.NO_LOGPS and {contradicting}, which come of the same head; drop one of them"
-        )
-
-
-def all_needs(loss: Loss) -> Needs:
-    """Return what the loss reads, and what it reads of rollouts before that, where it samples its completions."""
-    needs: Needs = loss.needs
-    if loss.layout is Layout.ROLLOUT:
-        needs |= cast(OnlineLoss, loss).rollout_needs & ~Needs.NO_LOGPS
-    return needs
-
-
-def sees_whole_step(loss: Loss) -> bool:
-    """Return whether the loss must be called once with a whole optimiser step."""
-    return getattr(loss, "scope", "example") == "step"
-
-
-def prompt_tokens_of(loss: Loss) -> PromptTokens:
-    """Return which tokens of a prompt the loss counts: its `prompt_tokens`, or else all if it needs PROMPT_LOGPS and none if not.
-
-    Raises PluginError for another word, and for one that its `needs` contradicts.
-    """
-    reads = Needs.PROMPT_LOGPS in loss.needs
-    found: PromptTokens = getattr(loss, "prompt_tokens", "all" if reads else "none")
-    if found not in get_args(PromptTokens):
-        raise PluginError(f"`prompt_tokens` is {found!r}; it must be one of {', '.join(get_args(PromptTokens))}")
-    if (found != "none") is not reads:
-        raise PluginError(
-            f"`prompt_tokens` of {loss.name} is {found!r}, and its `needs` {'names' if reads else 'does not name'} "
-            "Needs.PROMPT_LOGPS; a method reads the log-probabilities of the prompt tokens that it counts, and of no others"
-        )
-    return found
 
 
 class OnlineLoss(Loss, Protocol):

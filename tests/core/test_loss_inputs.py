@@ -71,3 +71,15 @@ def test_all_branches_are_kept_unless_it_is_said():
     inputs = make([0, 2])
     assert inputs.kept.tolist() == [True, True]
     assert attrs.evolve(inputs, keep=torch.tensor([False, True])).kept.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("layout", [Layout.PAIRED, Layout.ROLLOUT])
+def test_lengths_that_the_host_knows_change_nothing(layout):
+    inputs = fake_inputs(layout, trees=4, seed=3)
+    known = attrs.evolve(inputs, _on_host=(inputs.lengths, tuple(inputs.lengths.tolist())))
+    assert known.known_lengths == tuple(inputs.lengths.tolist())
+    assert attrs.evolve(known, lengths=inputs.lengths.flip(0)).known_lengths is None
+    assert torch.equal(known.to_go(inputs.token_logps, 0.5), inputs.to_go(inputs.token_logps, 0.5))
+    if layout is Layout.PAIRED:
+        assert torch.equal(known.chosen.token_logps, inputs.chosen.token_logps)
+        assert torch.equal(known.rejected.token_logps, inputs.rejected.token_logps)

@@ -6,22 +6,25 @@ import pytest
 import torch
 
 from tests.core.trees import random_trees
-from truing.data.batch import collate
 from truing.model import memory
 from truing.model.loading import enable_checkpointing
-from truing.model.memory import bytes_per_token, free_bytes, token_budget
+from truing.model.memory import activation_bytes, free_bytes, token_budget
 from truing.model.policy import Policy
 from truing.testing import tiny_model
 
-BATCH = collate(random_trees(4, longest=30), "padded")
+TREE = random_trees(1, longest=60)[0]
 
 
 def policy(layers=2):
     return Policy(tiny_model(layers=layers), "padded")
 
 
+def bytes_per_token(model):
+    return activation_bytes(model, TREE)[0]
+
+
 def test_each_layer_keeps_as_much_as_another():
-    two, four, six = (bytes_per_token(policy(layers), BATCH) for layers in (2, 4, 6))
+    two, four, six = (bytes_per_token(policy(layers)) for layers in (2, 4, 6))
     assert four - two == pytest.approx(six - four, rel=0.02)
     assert four - two > 2 * 4 * 32 * 4  # at the least its inputs of attention and MLP, 32 numbers of 4 bytes each
 
@@ -29,12 +32,21 @@ def test_each_layer_keeps_as_much_as_another():
 def test_checkpointing_keeps_less():
     checkpointed = policy(8)
     enable_checkpointing(checkpointed.causal_lm)
-    assert bytes_per_token(checkpointed, BATCH) < bytes_per_token(policy(8), BATCH) / 3
+    assert bytes_per_token(checkpointed) < bytes_per_token(policy(8)) / 3
+
+
+def test_weights_that_autocast_has_cast_are_not_of_a_token():
+    """Two bytes for each number of a matrix; activations are half of what they are in fp32, and some."""
+    model = policy()
+    per_token, fixed = activation_bytes(model, TREE, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    layers = model.causal_lm.get_decoder().layers.named_parameters()
+    assert fixed == sum(2 * weight.numel() for _, weight in layers if weight.dim() == 2)
+    assert 0.4 < per_token / bytes_per_token(model) < 0.9
 
 
 def test_measuring_leaves_the_mode_as_it_was():
     trained = policy().train()
-    bytes_per_token(trained, BATCH)
+    bytes_per_token(trained)
     assert trained.training and trained.causal_lm.training
 
 
@@ -43,16 +55,18 @@ def test_measuring_leaves_the_mode_as_it_was():
 )
 def test_the_budget_has_bounds(monkeypatch, free, whole_steps, budget):
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    assert token_budget(policy(), BATCH, whole_steps=whole_steps) == budget
+    assert token_budget(policy(), TREE, whole_steps=whole_steps) == budget
 
 
-def test_the_budget_is_what_fits(monkeypatch):
-    """Room for 1,500 tokens beside three times the weights and the kept logits: the power of two below is 1,024."""
+@pytest.mark.parametrize(("tokens", "budget"), [(1500, 1024), (1600, 1536), (2047, 1536), (2100, 2048)])
+def test_the_budget_is_what_fits(monkeypatch, tokens, budget):
+    """Beside three times the weights and the kept logits."""
     model = policy()
     trained = sum(weight.numel() * 4 for weight in model.parameters())
-    room = 1500 * bytes_per_token(model, BATCH) + 3 * trained + memory.kept_bytes(torch.device("cpu"))
+    per_token, fixed = activation_bytes(model, TREE)
+    room = tokens * per_token + fixed + 3 * trained + memory.kept_bytes(torch.device("cpu"))
     monkeypatch.setattr(memory, "free_bytes", lambda device: room / memory.SHARE)
-    assert token_budget(model, BATCH) == 1024
+    assert token_budget(model, TREE) == budget
 
 
 def test_a_containers_limit_counts(monkeypatch, tmp_path):

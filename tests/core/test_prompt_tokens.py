@@ -17,8 +17,8 @@ from truing.data.encode import Encoder
 from truing.data.example import Example
 from truing.data.strategies import Preference
 from truing.data.tree import PromptTree
+from truing.declared import prompt_tokens_of
 from truing.errors import ModelError
-from truing.loss import prompt_tokens_of
 from truing.reduce import StepCounts
 from truing.registry.contract import check_class
 from truing.testing import check_loss, tiny_tokenizer

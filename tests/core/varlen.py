@@ -45,6 +45,8 @@ def forward(
     return_debug_mask: bool,
     *,
     scale: float,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, ...]:
     """Return outputs [total, heads, size] and log-sum-exps [heads, total], and three that nobody reads without dropout."""
@@ -53,7 +55,7 @@ def forward(
     output = torch.full_like(query, torch.nan)
     lse = query.new_full(query.shape[1::-1], torch.nan, dtype=torch.promote_types(query.dtype, torch.float32))
     for at, of in segments(query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p):
-        scores = scores_of(query[at], key[of], is_causal, scale)
+        scores = scores_of(query[at], key[of], is_causal, scale, window_size_left, window_size_right)
         lse[:, at] = scores.logsumexp(-1)
         output[at] = (scores.softmax(-1) @ heads_first(value[of], query)).transpose(0, 1).to(query.dtype)
     return output, lse, torch.empty(2, dtype=torch.uint64), torch.empty(0, dtype=torch.uint64), query.new_empty(0)
@@ -76,6 +78,8 @@ def backward(
     unused: Tensor,
     *,
     scale: float,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value."""
@@ -87,7 +91,8 @@ def backward(
     grads = tuple(torch.full_like(tensor, torch.nan) for tensor in (query, key, value))
     for at, of in segments(query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p):
         q, k, v, o, grad = (heads_first(tensor, query) for tensor in (query[at], key[of], value[of], out[at], grad_out[at]))
-        weights = (scores_of(query[at], key[of], is_causal, scale) - logsumexp[:, at].unsqueeze(-1)).exp()
+        scores = scores_of(query[at], key[of], is_causal, scale, window_size_left, window_size_right)
+        weights = (scores - logsumexp[:, at].unsqueeze(-1)).exp()
         grad_scores = weights * (grad @ v.transpose(1, 2) - (grad * o).sum(-1, keepdim=True))
         found = (grad_scores @ k * scale, grad_scores.transpose(1, 2) @ q * scale, weights.transpose(1, 2) @ grad)
         for total, where, of_heads in zip(grads, (at, of, of), found, strict=True):
@@ -114,11 +119,13 @@ def segments(
     return list(zip(*found, strict=True))
 
 
-def scores_of(query: Tensor, key: Tensor, is_causal: bool, scale: float) -> Tensor:
-    """Return [heads, queries, keys]; in causal ones the last query sees the last key."""
+def scores_of(query: Tensor, key: Tensor, is_causal: bool, scale: float, left: int | None, right: int | None) -> Tensor:
+    """Return [heads, queries, keys]; the last query is level with the last key, and a query sees so many keys to each side."""
     scores = heads_first(query, query) @ heads_first(key, query).transpose(1, 2) * scale
-    seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1])
-    return scores.masked_fill(~seen, -torch.inf) if is_causal else scores
+    seen, level = torch.ones(scores.shape[1:], dtype=torch.bool), scores.shape[2] - scores.shape[1]
+    right = 0 if is_causal else right
+    seen = seen if right is None else seen.tril(level + right)
+    return scores.masked_fill(~(seen if left is None else seen.triu(level - left)), -torch.inf)
 
 
 def heads_first(tensor: Tensor, query: Tensor) -> Tensor:

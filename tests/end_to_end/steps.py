@@ -86,7 +86,8 @@ def make_run(
     run = set_up(config, Given(), RunDir(config.output.dir), resume=False, reporter=Reporter(quiet=True))
     with torch.no_grad():
         for weight in run.policy.parameters():
-            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype))
+            drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype)
+            weight.add_(0.02 * drawn.to(weight.device))
     return run
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import attrs
 import click
 
-from truing.loss import Layout, Loss, Needs, all_needs
+from truing.declared import all_needs
+from truing.loss import Layout, Loss, Needs
 from truing.registry import Registry
 from truing.registry.contract import required_settings
 

@@ -42,7 +42,7 @@ def preview(config: Path, overrides: tuple[str, ...], count: int | None, as_json
     from truing.data.dataset import tree_to_json
     from truing.data.recognise import with_formats
     from truing.data.tokenizer import load_context_length, load_tokenizer
-    from truing.loss import prompt_tokens_of
+    from truing.declared import prompt_tokens_of
     from truing.registry import Registry
 
     registry = Registry.load()

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from truing.config.classes import DataConfig, ModelConfig, RolloutConfig, TrainConfig, TrainerConfig
 from truing.config.faults import KeyPath, show
 from truing.data.files import file_type
+from truing.declared import all_needs
 from truing.errors import ConfigError
 from truing.functions import find_function
-from truing.loss import Layout, Needs, all_needs
+from truing.loss import Layout, Needs
 from truing.rewards import DEFAULT_WARNING, DefaultReward
 from truing.rollout.opening import misfits
 

@@ -34,28 +34,35 @@ class TreeSpan:
 
 @attrs.frozen(eq=False)
 class Segments:
-    """Queries and keys that lie one segment behind the other: the queries of the n-th attend to the keys of the n-th."""
+    """A row as N sequences one behind the other: each position attends to those before it in its own sequence, and to itself.
+
+    A prompt is a sequence, and so is what follows a prompt together with that prompt, of which only the positions that follow are
+    queries. Queries are the row's positions in order.
+    """
 
     query_offsets: Tensor
-    """[N + 1] int32: where each of N segments begins among the queries, and where the last one ends. None is empty."""
+    """[N + 1] int32: where the queries of each sequence begin, and where those of the last one end. No sequence has none."""
     key_offsets: Tensor
-    """[N + 1] int32."""
+    """[N + 1] int32: the same of the keys."""
     most_queries: int
-    """Of a segment."""
+    """Of a sequence."""
     most_keys: int
+    keys: Tensor | None
+    """[K] int64, the row's position of every key; None where they are the row's positions in order."""
 
 
 @attrs.frozen(eq=False)
 class Part:
-    """Queries that attend to keys."""
+    """Queries that attend to keys, ranges of the row."""
 
-    queries: slice | Tensor
-    """Positions of the row, or int64 indices of them."""
-    keys: slice | Tensor
+    queries: slice
+    keys: slice
     own: bool
-    """Whether queries and keys are the same positions, of which each attends to those before it and to itself."""
+    """Whether queries and keys are the same positions, of which each attends to those before it and to itself; else all to all."""
     segments: Segments | None = None
-    """Which queries attend to which keys; None is all to all."""
+    """Which of them attend to which where that is more than one sequence."""
+    window: int | None = None
+    """Positions that a position sees, itself included; None is all."""
 
 
 class KeptKeys:
@@ -81,8 +88,8 @@ class RowLayout:
     """The trees of one row, in order; every position belongs to exactly one prompt or branch."""
 
     trees: tuple[TreeSpan, ...]
-    joined: tuple[Part, ...] = attrs.field(default=(), eq=False, repr=False)
-    """The parts of all trees as at most two, on the device that `to` named: the own ones, and those of branches over prompts."""
+    segments: Segments | None = attrs.field(default=None, eq=False, repr=False)
+    """All trees, on the device that `to` named."""
     kept: KeptKeys | None = attrs.field(default=None, eq=False, repr=False)
     """What is to keep the row's keys and values, where a later row's branches attend to them."""
 
@@ -101,14 +108,27 @@ class RowLayout:
         return (Part(slice(*queries), slice(*keys), own=queries == keys) for queries, keys in self._pairs())
 
     def to(self, device: torch.device) -> RowLayout:
-        """Return the layout with its parts joined, for kernels that take many segments in one call."""
-        pairs = list(self._pairs())
-        own, over_prompts = ([pair for pair in pairs if (pair[0] == pair[1]) is wanted] for wanted in (True, False))
-        parts = [Part(slice(None), slice(None), own=True, segments=_segments(own, device))]  # the whole row, in order
-        if over_prompts:
-            queries, keys = (_indices(spans, device) for spans in zip(*over_prompts, strict=True))
-            parts.append(Part(queries, keys, own=False, segments=_segments(over_prompts, device)))
-        return attrs.evolve(self, joined=tuple(parts))
+        """Return the layout with its segments, for kernels that take many in one call."""
+        queries, keys = zip(*self._sequences(), strict=True)
+        of_queries, of_keys = ([sum(stop - start for start, stop in spans) for spans in side] for side in (queries, keys))
+        shared = None if queries == keys else torch.cat([torch.arange(*span) for spans in keys for span in spans])
+        segments = Segments(
+            query_offsets=_offsets(of_queries, device),
+            key_offsets=_offsets(of_keys, device),
+            most_queries=max(of_queries),
+            most_keys=max(of_keys),
+            keys=None if shared is None else shared.to(device, non_blocking=True),
+        )
+        return attrs.evolve(self, segments=segments)
+
+    def _sequences(self) -> Iterator[tuple[tuple[Span, ...], tuple[Span, ...]]]:
+        """Yield the queries and the keys of each sequence, in the order of the row, none of them empty."""
+        for tree in self.trees:
+            if len(tree.branches) < 2:
+                yield ((tree.prompt[0], tree.stop),), ((tree.prompt[0], tree.stop),)
+                continue
+            yield (tree.prompt,), (tree.prompt,)
+            yield from (((branch,), (tree.prompt, branch)) for branch in tree.branches if branch[0] < branch[1])
 
     def _pairs(self) -> Iterator[tuple[Span, Span]]:
         """Yield queries and the keys that they attend to, none of them empty; a prompt and its only branch are one sequence."""
@@ -135,14 +155,5 @@ class LaterRow:
         return max(tree.reach for tree in self.trees)
 
 
-def _segments(pairs: Sequence[tuple[Span, Span]], device: torch.device) -> Segments:
-    queries, keys = ([stop - start for start, stop in spans] for spans in zip(*pairs, strict=True))
-    return Segments(_offsets(queries, device), _offsets(keys, device), max(queries), max(keys))
-
-
 def _offsets(sizes: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32).to(device, non_blocking=True)
-
-
-def _indices(spans: Sequence[Span], device: torch.device) -> Tensor:
-    return torch.cat([torch.arange(*span) for span in spans]).to(device, non_blocking=True)

@@ -75,10 +75,10 @@ def tree_attention(
         return _over_kept(query, key, value, truing_layout, truing_layout.kept.take(module), rules), None
     if truing_layout.kept is not None:
         truing_layout.kept.put(module, key, value)
-    flash = use_flash and not (rules.dropout or rules.softcap or rules.window)
-    if flash and (kernel := flash_kernel(query, key, value, truing_layout)):
+    flash = use_flash and not (rules.dropout or rules.softcap)
+    if flash and (kernel := flash_kernel(query, key, value, truing_layout, rules.window)):
         scale = query.shape[-1] ** -0.5 if rules.scale is None else rules.scale
-        return flash_attention(query, key, value, truing_layout, scale, rules.sinks, kernel), None
+        return flash_attention(query, key, value, truing_layout, scale, rules.sinks, kernel, rules.window), None
     return _per_branch(query, key, value, truing_layout, rules), None
 
 

@@ -16,15 +16,15 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def supports(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout) -> bool:
-    """Whether the tensors are on a CPU."""
-    return query.device.type == "cpu"
+def supports(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, window: int | None) -> bool:
+    """Whether the tensors are on a CPU, and every position sees all before it."""
+    return query.device.type == "cpu" and window is None
 
 
-def parts(layout: RowLayout) -> Iterator[Part]:
+def parts(layout: RowLayout, window: int | None) -> Iterator[Part]:
     """Return the ranges of each tree, long sequences cut: with a causal mask the kernel computes most of what it then masks."""
     for part in layout.parts():
-        if part.own and isinstance(part.queries, slice):
+        if part.own:
             yield from _halved(part.queries.start, part.queries.stop)
         else:
             yield part

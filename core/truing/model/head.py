@@ -22,7 +22,7 @@ KEPT_BYTES = 256 * 2**20
 """On a CPU, most memory of logits that are kept for the backward; beyond it they are computed twice."""
 PART_BYTES = 64 * 2**20
 """On a CPU, most memory of the logits of several trees that a loss is called for at once; more is no faster."""
-KEPT_SHARE, PART_SHARE = 1 / 16, 1 / 32
+KEPT_SHARE, PART_SHARE = 1 / 16, 1 / 128
 """The same elsewhere, of the device's memory."""
 CHUNK = 1024
 """Tokens whose logits are computed at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from truing.data.batch import TreeBatch
+from truing.data.batch import TreeBatch, collate
+from truing.data.tree import PromptTree
 from truing.loss import Needs
 from truing.model.head import kept_bytes
 from truing.model.loading import evaluating, is_checkpointing
 from truing.model.policy import Policy
+from truing.model.probe import Autocast
 
 MOST_TOKENS = {"cpu": 4096}
 """By device, beyond what a larger forward gains nothing from, unless the loss sees whole steps: cut, they are computed twice."""
@@ -24,26 +27,46 @@ SHARE = 0.7
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def token_budget(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHING, *, whole_steps: bool = False) -> int:
-    """Return a power of two: the tokens of a forward whose activations fit beside gradients and Adam's moments.
+def token_budget(
+    policy: Policy, tree: PromptTree, needs: Needs = Needs.NOTHING, *, whole_steps: bool = False, autocast: Autocast = nullcontext
+) -> int:
+    """Return the tokens of a forward whose activations fit beside gradients and Adam's moments: 2^n, or half as many again.
 
-    `batch` is one that the policy can run, on its device, and `needs` what is asked of it; `whole_steps` says that the loss sees
-    them. Measured before any of these exist.
+    `tree` is one that the policy can run, and `needs` what is asked of it, under `autocast`; `whole_steps` says that the loss sees
+    them. Measured before gradients and moments exist.
     """
-    device = batch.targets.device
+    device = policy.causal_lm.device
     trained = sum(weight.numel() * weight.element_size() for weight in policy.parameters() if weight.requires_grad)
     logits = 0 if Needs.NO_LOGPS in needs else kept_bytes(device)
-    room = SHARE * free_bytes(device) - 3 * trained - logits
+    per_token, fixed = activation_bytes(policy, tree, needs, autocast)
+    room = SHARE * free_bytes(device) - 3 * trained - logits - fixed
     most = MOST_TOKENS_ELSEWHERE if whole_steps else MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
-    fitting = max(LEAST_TOKENS, min(most, int(room / bytes_per_token(policy, batch, needs))))
-    return 1 << (fitting.bit_length() - 1)
+    fitting = max(LEAST_TOKENS, min(most, int(room / per_token)))
+    power = 1 << (fitting.bit_length() - 1)
+    return power + power // 2 if fitting >= power + power // 2 else power
 
 
-def bytes_per_token(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHING) -> float:
-    """Return the bytes that autograd keeps for each position of the batch, weights left out.
+def activation_bytes(
+    policy: Policy, tree: PromptTree, needs: Needs = Needs.NOTHING, autocast: Autocast = nullcontext
+) -> tuple[float, float]:
+    """Return the bytes that autograd keeps for a position, and those that are the same for any batch: weights that it has cast.
 
-    A later row, of mismatched branches, has no gradient and is not measured.
+    A model's own weights are left out. A later row, of mismatched branches, has no gradient and is not measured.
     """
+    device, with_ends = policy.causal_lm.device, Needs.SCORES in needs
+    once, twice = (collate([tree] * times, policy.layout, with_ends=with_ends).to(device) for times in (1, 2))
+    kept, kept_of_twice = (_kept_bytes(policy, batch, needs, autocast) for batch in (once, twice))
+    measured = (kept_of_twice - kept) / (_positions(twice) - _positions(once))
+    fixed = max(0.0, kept - measured * _positions(once))
+    if not is_checkpointing(policy.causal_lm):
+        return measured, fixed
+    config: Any = policy.causal_lm.config.get_text_config()
+    layers = int(config.num_hidden_layers)
+    # each layer keeps its input, and one at a time is computed again
+    return measured / layers + layers * int(config.hidden_size) * policy.causal_lm.dtype.itemsize, fixed
+
+
+def _kept_bytes(policy: Policy, batch: TreeBatch, needs: Needs, autocast: Autocast) -> int:
     kept: dict[int, int] = {}
     weights = {weight.untyped_storage().data_ptr() for weight in policy.parameters()}
 
@@ -53,17 +76,14 @@ def bytes_per_token(policy: Policy, batch: TreeBatch, needs: Needs = Needs.NOTHI
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with evaluating(policy), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with evaluating(policy), autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = policy(batch, needs & ~Needs.MISMATCHED_LOGPS)  # held, so that no storage is freed and its address used again
     del output
-    positions = batch.slots if batch.later_inputs is None else batch.model_inputs["input_ids"].numel()
-    measured = sum(kept.values()) / positions
-    if not is_checkpointing(policy.causal_lm):
-        return measured
-    config: Any = policy.causal_lm.config.get_text_config()
-    layers = int(config.num_hidden_layers)
-    # each layer keeps its input, and one at a time is computed again
-    return measured / layers + layers * int(config.hidden_size) * policy.causal_lm.dtype.itemsize
+    return sum(kept.values())
+
+
+def _positions(batch: TreeBatch) -> int:
+    return batch.slots if batch.later_inputs is None else int(batch.model_inputs["input_ids"].numel())
 
 
 def free_bytes(device: torch.device) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import attrs
@@ -201,9 +201,16 @@ class Policy(nn.Module):
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         return head.is_linear and not half and not needs & _READ_HIDDEN and torch.is_grad_enabled()
 
-    def _adapter_off(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _adapter_off(self) -> Iterator[None]:
+        """Turn off an adapter in layers, all of which are on: peft's own way first searches all modules for some that are off."""
         assert isinstance(self.model, PeftModel), "only a model with an adapter can turn it off"
-        return self.model.disable_adapter()
+        tuner: Any = self.model.base_model
+        tuner.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            tuner.enable_adapter_layers()
 
 
 def _in_rows(call: Callable[[Mapping[str, Any]], Tensor], batch: TreeBatch, needs: Needs) -> Tensor:
@@ -286,6 +293,7 @@ def loss_inputs(
         sequence_ids=batch.sequence_ids,
         tree_ids=batch.tree_ids,
         lengths=batch.lengths,
+        _on_host=(batch.lengths, tuple(branch.counted for tree in batch.trees for branch in tree.completions)),
         prompt_tree_ids=batch.prompt_tree_ids if output.prompt_tokens else None,
         **fields,
         columns={name: column for name, column in batch.columns.items() if name not in known},

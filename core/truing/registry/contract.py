@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args
 import attrs
 
 from truing.data.example import DatasetStrategy
+from truing.declared import check_needs, prompt_tokens_of
 from truing.dialect import Dialect
 from truing.errors import PluginError
-from truing.loss import Layout, Loss, Needs, OnlineLoss, Scope, check_needs, prompt_tokens_of
+from truing.loss import Layout, Loss, Needs, OnlineLoss, Scope
 from truing.rewards import Reward
 from truing.rollout import Rollout
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
+from truing.declared import check_needs, prompt_tokens_of
 from truing.errors import PluginError
-from truing.loss import POLICY_FIELDS, Layout, Loss, LossInputs, LossOutput, Needs, Term, check_needs, prompt_tokens_of
+from truing.loss import POLICY_FIELDS, Layout, Loss, LossInputs, LossOutput, Needs, Term
 from truing.testing.advantages import check_advantages, with_advantages
 from truing.testing.calculation import Calculation, close, same_value
 from truing.testing.inputs import fake_inputs, take_trees

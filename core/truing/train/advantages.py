@@ -13,8 +13,9 @@ from torch import Tensor
 from truing.data.batch import TreeBatch
 from truing.data.dataset import branch_roles
 from truing.data.tree import PromptTree
+from truing.declared import all_needs
 from truing.errors import PluginError, TruingError, first_line
-from truing.loss import Advantages, Layout, LossInputs, Needs, all_needs
+from truing.loss import Advantages, Layout, LossInputs, Needs
 from truing.model.policy import PolicyOutput
 from truing.reduce import StepCounts, reduce_term
 from truing.train.micro_batches import cut

@@ -25,6 +25,8 @@ _COUNTED_BY = {
 
 _OF_THE_RUN = ("layout", "state", "reward_weights", "max_completion_length")
 """Fields that are the same for every batch."""
+_OF_A_BATCH = ("columns", "_on_host")
+"""Fields that are joined in another way, and that no joined batch has."""
 
 
 def differentiable(inputs: LossInputs) -> dict[str, Tensor]:
@@ -39,7 +41,7 @@ def join_inputs(parts: Sequence[LossInputs]) -> LossInputs:
         "tree_ids": list(accumulate((int(part.tree_ids.max()) + 1 for part in parts[:-1]), initial=0)),
     }
     fields: dict[str, Any] = {name: getattr(parts[0], name) for name in _OF_THE_RUN}
-    for name in (field.name for field in attrs.fields(LossInputs) if field.name not in (*_OF_THE_RUN, "columns")):
+    for name in (field.name for field in attrs.fields(LossInputs) if field.name not in (*_OF_THE_RUN, *_OF_A_BATCH)):
         shifts = offsets[_COUNTED_BY[name]] if name in _COUNTED_BY else [0] * len(parts)
         fields[name] = _join([getattr(part, name) for part in parts], shifts, parts)
     columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}

@@ -36,9 +36,9 @@ def judge(run: Run, finite: Mapping[str, Tensor], norm: Tensor) -> list[str]:
     """Return why the step must be left out, nothing where it is good.
 
     `norm` is that of the gradient, and `finite` are bool scalars by the words of `CHECKED`. All ranks call this together and get
-    the same. It is the one place of a step where numbers are read off the device.
+    the same. In a step of one micro-batch most methods read numbers off the device nowhere else.
     """
-    flags = {**finite, GRADIENT: norm.isfinite(), OPTIMIZER: _is_finite(list(run.state.optimizer_tensors().values()), norm)}
+    flags = {**finite, GRADIENT: norm.isfinite(), OPTIMIZER: _is_finite(run.state.moments(), norm)}
     bad = [~flags.get(word, norm.new_ones((), dtype=torch.bool)) for word in CHECKED]
     shares = torch.stack([*(flag.to(norm) for flag in bad), norm / run.accelerator.num_processes])
     if run.accelerator.num_processes > 1:

@@ -10,8 +10,9 @@ from peft import PeftModel
 
 from truing.config import TrainConfig
 from truing.data.load import check_source
+from truing.declared import all_needs, check_needs
 from truing.errors import ConfigError, PluginError, SetupError
-from truing.loss import Layout, Needs, all_needs, check_needs
+from truing.loss import Layout, Needs
 from truing.model.policy import OFFERED, OFFERED_ONLINE
 from truing.train.given import Given
 

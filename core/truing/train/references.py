@@ -13,8 +13,9 @@ from torch import nn
 
 from truing.config import ReferenceConfig, TrainConfig
 from truing.data.tree import Trees, in_chunks
+from truing.declared import all_needs
 from truing.errors import ConfigError, ModelError, first_line
-from truing.loss import Needs, all_needs
+from truing.loss import Needs
 from truing.model.loading import context_length, load_model
 from truing.model.policy import Policy
 from truing.model.precomputed import Precomputed, reference_file

@@ -12,7 +12,8 @@ from torch import nn
 from truing.config.classes import TrainConfig, TrainerConfig
 from truing.data.batch import TreeBatch, collate
 from truing.data.tree import PromptTree, Trees
-from truing.loss import Layout, Loss, Needs, sees_whole_step
+from truing.declared import sees_whole_step
+from truing.loss import Layout, Loss, Needs
 from truing.model.policy import Policy
 from truing.model.reference import Reference
 from truing.train.console import Reporter

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from truing.config import DataConfig, TrainConfig
 from truing.config.agreement import warnings_of
 from truing.data import DataReport, prepare, prepare_rows
-from truing.data.batch import collate
 from truing.data.dataset import TreeDataset
 from truing.data.mismatched import with_mismatched
 from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import Trees
+from truing.declared import all_needs, prompt_tokens_of, sees_whole_step
 from truing.errors import ModelError
-from truing.loss import Layout, Needs, all_needs, prompt_tokens_of, sees_whole_step
+from truing.loss import Layout, Needs
 from truing.model.critic import make_critic, needs_copy
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
@@ -316,13 +316,17 @@ def _choose_forward(
     if plan is not None and plan.sampling.temperature > 0:  # not before, for the probe compares with the model's own logits
         for model in filter(None, models):
             model.temperature = plan.sampling.temperature
-    shorter = min(probed, key=lambda tree: tree.num_tokens)
-    needs = config.method.needs
-    batch = collate([shorter], policy.layout, with_ends=Needs.SCORES in needs).to(policy.causal_lm.device)
-    # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
-    budget = config.trainer.max_tokens_per_batch or min(
-        gather_object([token_budget(policy, batch, needs, whole_steps=sees_whole_step(config.method))])
-    )
+    budget = config.trainer.max_tokens_per_batch
+    if budget is None:
+        fits = token_budget(
+            policy,
+            min(probed, key=lambda tree: tree.num_tokens),
+            config.method.needs,
+            whole_steps=sees_whole_step(config.method),
+            autocast=accelerator.autocast,
+        )
+        # ranks may have unequal memory, and must cut alike where each forward gathers weights from all
+        budget = min(gather_object([fits]))
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget
 

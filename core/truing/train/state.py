@@ -88,6 +88,11 @@ class TrainState:
         """Return what trains of the model, by name; this rank's part where weights are spread over ranks."""
         return {name: _local(weight) for name, weight in self._trained()}
 
+    def moments(self) -> list[Tensor]:
+        """Return every tensor of the optimiser's state; their names take longer to make than a step has for reading them."""
+        states = [] if self.optimizer is None else self.optimizer.state.values()
+        return [_local(torch.as_tensor(value)) for fields in states for value in fields.values()]
+
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Return the optimiser's state, as `<field>.<weight's name>`; this rank's part of it."""
         if self.optimizer is None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truing import Layout, Needs
-from truing.loss import prompt_tokens_of
+from truing.declared import prompt_tokens_of
 from truing.testing import check_cut, check_loss
 from truing_orpo import ORPO
 

@@ -116,8 +116,7 @@ class Scorer:
             self.policy.requires_grad_(True)  # the probe compares gradients too
             with torch.enable_grad():
                 choose_forward(self.policy, [by_length[-1], by_length[len(by_length) // 2]], "auto")
-                batch = collate(by_length[:1], self.policy.layout, with_ends=True).to(self.policy.causal_lm.device)
-                self._budget = token_budget(self.policy, batch, NEEDS)
+                self._budget = token_budget(self.policy, by_length[0], NEEDS)
             self.policy.requires_grad_(False).eval()
         return self._budget
 

@@ -14,7 +14,7 @@ from truing import Layout, LossInputs, Needs
 from truing.config.classes import TrainerConfig
 from truing.data import TreeDataset, prepare_rows
 from truing.data.strategies import ResponseText
-from truing.loss import prompt_tokens_of
+from truing.declared import prompt_tokens_of
 from truing.reduce import StepCounts, reduce_output
 from truing.testing import check_loss, tiny_tokenizer
 from truing_sft import SFT

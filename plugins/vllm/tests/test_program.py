@@ -124,7 +124,10 @@ def test_stopping_ends_the_whole_group(stand_in, tmp_path):
     running.stop()
     running.stop()
     assert running.process.poll() is not None
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    deadline = time.monotonic() + 10  # it was killed, and a busy machine may take a moment to see to it
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_server_that_dies_shows_the_end_of_its_log(stand_in, tmp_path, monkeypatch):

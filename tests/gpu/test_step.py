@@ -1,0 +1,35 @@
+"""Whole steps on a CUDA device: the host waits once, for the guard."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from tests.end_to_end.steps import make_run, prepare_folder
+from truing.train.step import gather_metrics, train_step
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+METHODS = ["dpo", "ipo", "orpo", "simpo", "sft", "reward-model", {"name": "dpo", "loss_type": "sppo_hard"}]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_step_reads_numbers_off_the_device_once(tmp_path, method, precision):
+    prepare_folder(tmp_path, "llama")
+    run = make_run(tmp_path, "run", method=method, dtype="float32", mixed_precision=precision)
+    train_step(run)
+    run.state.step += 1
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as waited:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            result = train_step(run)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = [f"{warning.filename}:{warning.lineno}" for warning in waited if "called a synchronizing" in str(warning.message)]
+    assert [place.split("/")[-1].split(":")[0] for place in places] == ["guard.py"], places
+    assert torch.tensor(list(gather_metrics(run, result.metrics).values())).isfinite().all()
