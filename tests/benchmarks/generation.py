@@ -157,7 +157,7 @@ def geometric(profile: Profile, draw: random.Random) -> int:
 
 def speeds(case: Case, arms: Sequence[str], rounds: int) -> dict[str, list[float]]:
     """Print and return tokens per CPU second of every round, by arm; a first round warms up."""
-    model = make_model(case.shape)
+    model = make_model(case)
     found: dict[str, list[float]] = {name: [] for name in arms}
     for seed in range(rounds + 1):
         prompts = [tree.prompt_ids for tree in make_batch(case, seed)]

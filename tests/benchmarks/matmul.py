@@ -27,7 +27,7 @@ REPEATS = 5
 def linear_shapes(shape: Shape) -> list[tuple[int, int]]:
     """Return inputs and outputs of every linear layer of a block: four of attention and three of the MLP."""
     hidden, inner = shape.hidden, shape.intermediate
-    return [(hidden, hidden)] * 4 + [(hidden, inner)] * 2 + [(inner, hidden)]
+    return [(hidden, hidden), (hidden, hidden // shape.groups)] * 2 + [(hidden, inner)] * 2 + [(inner, hidden)]
 
 
 def useful_operations(case: Case, counts: TokenCounts) -> float:

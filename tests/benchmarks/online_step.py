@@ -72,7 +72,7 @@ def whole_step(arm: Arm, sampled: PreTrainedModel, trees: Sequence[PromptTree]) 
 
 def compare(case: Case, rounds: int) -> list[dict[str, Seconds]]:
     """Print and return the seconds of every round, by arm; the first batch is for checks and for warming up."""
-    sampled = make_model(case.shape).eval()
+    sampled = make_model(case).eval()
     found = []
     with tempfile.TemporaryDirectory() as folder:
         arms = [make_arm(name, case, Path(folder)) for name in ARMS]

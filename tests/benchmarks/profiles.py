@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -27,13 +27,17 @@ SPECIAL_IDS = 4
 
 @attrs.frozen
 class Shape:
-    """A Llama model with the proportions of the 7B one: keys and values for every head, an MLP of 2.7 times the width, no tie."""
+    """A Llama model, by default with the proportions of the 7B one: keys and values for every head, no tie."""
 
     hidden: int
     layers: int
     heads: int
     intermediate: int
     vocabulary: int = 32_000
+    groups: int = 1
+    """Heads that share keys and values."""
+    tied: bool = False
+    """Whether the head's weights are the embeddings'."""
     spread: float = 0.02
     """Standard deviation of the weights."""
     noise: float = 0.004
@@ -78,6 +82,8 @@ SHAPES = {
     "h256": Shape(256, 6, 4, 688),
     "h512": Shape(512, 8, 8, 1376),
     "tiny": Shape(32, 2, 4, 80, 300, spread=0.2, noise=0.05, adapter_noise=0.3),
+    "0b5": Shape(896, 24, 14, 4864, 151_936, groups=7, tied=True),
+    "1b5": Shape(1536, 28, 12, 8960, 151_936, groups=6, tied=True),
 }
 PROFILES = {
     "long": Profile((256, 768), (32, 256)),
@@ -90,7 +96,9 @@ METHODS = {
     "dpo-precomputed": Method("dpo", 2, settings={"beta": BETA}, reference=True, precomputed=True),
     "dpo-lora": Method("dpo", 2, settings={"beta": BETA}, reference=True, lora=True),
     "grpo-1x8": Method("grpo", 8, prompts=1, settings=GRPO),
+    "grpo-2x8": Method("grpo", 8, prompts=2, settings=GRPO),
     "grpo-3x8": Method("grpo", 8, prompts=3, settings=GRPO),
+    "grpo-4x8": Method("grpo", 8, prompts=4, settings=GRPO),
     "kto": Method("kto", 1, settings={"beta": BETA}, reference=True, mismatched=True),
     "kto-apo": Method("kto", 1, settings={"beta": BETA, "loss_type": "apo_zero_unpaired"}, reference=True),
     "orpo": Method("orpo", 2, settings={"beta": BETA}, prompt_counted=True),
@@ -119,9 +127,11 @@ class Case:
     prompts: int
     tokens_per_batch: int | None = None
     """Truing's token budget of one forward; None is what it finds itself."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """On a CUDA device both sides autocast to bf16."""
 
     @classmethod
-    def named(cls, name: str, pairs: int, tokens_per_batch: int | None = None) -> Case:
+    def named(cls, name: str, pairs: int, tokens_per_batch: int | None = None, device: Literal["cpu", "cuda"] = "cpu") -> Case:
         """Return the case of a name such as dpo-h256-long, with `pairs` prompts where the method does not say."""
         try:
             method, shape, profile = name.rsplit("-", 2)
@@ -129,7 +139,7 @@ class Case:
         except (KeyError, ValueError):
             parts = " | ".join(map(", ".join, (METHODS, SHAPES, PROFILES)))
             raise SystemExit(f"no case {name!r}; a case is method-shape-profile, of: {parts}") from None
-        return cls(name, *known, prompts=known[0].prompts or pairs, tokens_per_batch=tokens_per_batch)
+        return cls(name, *known, prompts=known[0].prompts or pairs, tokens_per_batch=tokens_per_batch, device=device)
 
 
 @attrs.frozen
@@ -208,19 +218,21 @@ def _with_mismatched(trees: Sequence[PromptTree]) -> list[PromptTree]:
     return [attrs.evolve(tree, branches=(*tree.branches, other)) for tree, other in zip(trees, others, strict=True)]
 
 
-def make_model(shape: Shape) -> PreTrainedModel:
-    """Return the model of a shape, the same weights every time."""
-    return tiny_model(
-        hidden_size=shape.hidden,
-        layers=shape.layers,
-        heads=shape.heads,
-        kv_heads=shape.heads,
-        intermediate_size=shape.intermediate,
-        vocab_size=shape.vocabulary,
-        max_positions=2048,
-        initializer_range=shape.spread,
-        tie_word_embeddings=False,
-    )
+def make_model(case: Case) -> PreTrainedModel:
+    """Return the model of a case, the same weights every time on a device."""
+    shape = case.shape
+    with torch.device(case.device):
+        return tiny_model(
+            hidden_size=shape.hidden,
+            layers=shape.layers,
+            heads=shape.heads,
+            kv_heads=shape.heads // shape.groups,
+            intermediate_size=shape.intermediate,
+            vocab_size=shape.vocabulary,
+            max_positions=2048,
+            initializer_range=shape.spread,
+            tie_word_embeddings=shape.tied,
+        )
 
 
 @torch.no_grad()
@@ -229,8 +241,8 @@ def move_from_reference(weights: Mapping[str, nn.Parameter], shape: Shape) -> No
     for name, weight in weights.items():
         if not weight.requires_grad:
             continue
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        drawn = torch.randn(weight.shape, generator=generator)
+        generator = torch.Generator(weight.device).manual_seed(zlib.crc32(name.encode()))
+        drawn = torch.randn(weight.shape, generator=generator, device=weight.device)
         if "lora_" in name:
             weight.copy_(shape.adapter_noise * drawn)  # an adapter's first weights are random, and half of them zeros
         else:

@@ -86,7 +86,7 @@ class TruingArm:
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case = case
-        given = Given(model=make_model(case.shape), tokenizer=tiny_tokenizer(), dataset=ROWS)
+        given = Given(model=make_model(case), tokenizer=tiny_tokenizer(), dataset=ROWS)
         config = _config(case, folder)
         self.run = set_up(config, given, RunDir(config.output.dir), resume=False, reporter=Reporter(quiet=True))
         self.run.wrapped.train()
@@ -148,6 +148,7 @@ def _config(case: Case, folder: Path) -> TrainConfig:
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         max_grad_norm=MAX_GRAD_NORM,
+        mixed_precision="bf16" if case.device == "cuda" else "no",
         max_steps=10_000,
         max_tokens_per_batch=case.tokens_per_batch,
         seed=SEED,

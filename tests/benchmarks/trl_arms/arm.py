@@ -36,7 +36,8 @@ class TrlArm:
         self.case, self.trainer, self.best = case, trainer, best
         move_from_reference(self.parameters(), case.shape)
         trainer.create_optimizer_and_scheduler(num_training_steps=10_000)
-        trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
+        # by which the model's forward autocasts where the arguments say so
+        trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
         trainer.current_gradient_accumulation_steps = 1
         if not best:
             trainer.model.gradient_checkpointing_enable({"use_reentrant": False})  # as Trainer.train() does
@@ -63,8 +64,8 @@ class TrlArm:
         trainer = self.trainer
         batch = self.collate(trees)
         items = trainer._get_num_items_in_batch([batch], trainer.args.device)
-        with mock.patch("trl.trainer.utils._use_triton", lambda device: self.best):
-            loss = trainer.training_step(trainer.model, batch, items)
+        with mock.patch("trl.trainer.utils._use_triton", lambda device: self.best or device.type == "cuda"):
+            loss = trainer.training_step(trainer.model_wrapped, batch, items)
         norm = trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
@@ -88,8 +89,8 @@ def arguments(case: Case, folder: Path, *, best: bool) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "max_grad_norm": MAX_GRAD_NORM,
         "gradient_checkpointing": not best,
-        "bf16": False,
-        "use_cpu": True,
+        "bf16": case.device == "cuda",
+        "use_cpu": case.device == "cpu",
         "report_to": "none",
         "seed": SEED,
     }

@@ -25,7 +25,7 @@ class DpoArm(DatasetArm):
     """DPOTrainer."""
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:
-        model, method = make_model(case.shape), case.method
+        model, method = make_model(case), case.method
         own_reference = not (method.lora or method.precomputed)
         trainer = DPOTrainer(
             model=model,

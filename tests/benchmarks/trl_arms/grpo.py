@@ -26,7 +26,7 @@ class GrpoArm(TrlArm):
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:
         trainer = GRPOTrainer(
-            model=make_model(case.shape),
+            model=make_model(case),
             reward_funcs=_no_reward,
             args=GRPOConfig(
                 num_generations=case.method.branches,
@@ -38,7 +38,8 @@ class GrpoArm(TrlArm):
             train_dataset=Dataset.from_dict({"prompt": ["1 and "]}),
             processing_class=tiny_tokenizer(),
         )
-        trainer._prepare_inputs = lambda inputs: inputs  # would sample completions
+        # in place of sampling completions
+        trainer._prepare_inputs = lambda inputs: {name: tensor.to(case.device) for name, tensor in inputs.items()}
         super().__init__(case, trainer, best=best)
 
     def collate(self, trees: Sequence[PromptTree]) -> dict[str, Any]:

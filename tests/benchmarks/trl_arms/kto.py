@@ -22,7 +22,7 @@ class KtoArm(DatasetArm):
     """KTOTrainer, whose preparation moves completions one place on within a batch for the KL divergence, as the trees have them."""
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:
-        model = make_model(case.shape)
+        model = make_model(case)
         trainer = KTOTrainer(
             model=model,
             ref_model=copy.deepcopy(model),

@@ -33,7 +33,7 @@ class OrpoArm(PairArm):
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:
         trainer = ORPOTrainer(
-            model=make_model(case.shape),
+            model=make_model(case),
             args=ORPOConfig(**case.method.settings, remove_unused_columns=False, **arguments(case, folder, best=best)),
             train_dataset=Dataset.from_dict(ROW),
             processing_class=tiny_tokenizer(),
@@ -49,7 +49,7 @@ class CpoArm(PairArm):
         if case.method.family == "simpo":
             settings["loss_type"] = "simpo"
         trainer = CPOTrainer(
-            model=make_model(case.shape),
+            model=make_model(case),
             args=CPOConfig(**settings, remove_unused_columns=False, **arguments(case, folder, best=best)),
             train_dataset=Dataset.from_dict(ROW),
             processing_class=tiny_tokenizer(),

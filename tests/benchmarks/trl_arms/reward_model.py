@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
-from tests.benchmarks.profiles import SCORE_HEAD, Case, Shape, make_model
+from tests.benchmarks.profiles import SCORE_HEAD, Case, make_model
 from tests.benchmarks.trl_arms.arm import DatasetArm, arguments
 from truing.data.tree import PromptTree
 from truing.testing import tiny_tokenizer
@@ -25,7 +25,7 @@ class RewardArm(DatasetArm):
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:
         trainer = RewardTrainer(
-            model=_classifier(case.shape),
+            model=_classifier(case),
             args=RewardConfig(max_length=None, **case.method.settings, **arguments(case, folder, best=best)),
             train_dataset=Dataset.from_dict(ROW),
             processing_class=tiny_tokenizer(),
@@ -42,8 +42,8 @@ class RewardArm(DatasetArm):
         return [_example(tree) for tree in trees]
 
 
-def _classifier(shape: Shape) -> PreTrainedModel:
-    body = make_model(shape)
+def _classifier(case: Case) -> PreTrainedModel:
+    body = make_model(case)
     body.config.num_labels = 1
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(body.config)
     model.model.load_state_dict(body.model.state_dict())

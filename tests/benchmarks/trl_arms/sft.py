@@ -24,7 +24,7 @@ class SftArm(DatasetArm):
 
     def __init__(self, case: Case, folder: Path, *, best: bool) -> None:
         trainer = SFTTrainer(
-            model=make_model(case.shape),
+            model=make_model(case),
             args=SFTConfig(max_length=None, padding_free=case.method.padding_free, **arguments(case, folder, best=best)),
             train_dataset=Dataset.from_dict(ROW),
             processing_class=tiny_tokenizer(),
