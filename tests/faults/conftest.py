@@ -9,13 +9,13 @@ from collections import Counter
 import pytest
 
 from tests.faults.children import running
-from tests.faults.runs import Tiny
+from tests.faults.runs import SMALLEST, Tiny
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A tiny run, the same for all tests of a process, so that its unbroken ends are computed once."""
-    return Tiny.make(tmp_path_factory.mktemp("tiny"))
+    return Tiny.make(tmp_path_factory.mktemp("tiny"), model=SMALLEST)
 
 
 @pytest.fixture(autouse=True)

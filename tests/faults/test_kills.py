@@ -64,12 +64,17 @@ def check_folder(folder, done, replacing):
     assert len(store.checkpoints()) <= KEEP and not list(folder.glob(".*"))
 
 
-def kill_somewhere(tiny, run, options, how, draw):
-    """Start a run and kill it at a random instant of its life; return where it is and the checkpoints that it had."""
+def kill_somewhere(tiny, run, options, how, draw, *, real):
+    """Start a run and kill it at a random instant of its life; return where it is and the checkpoints that it had.
+
+    Of a program's life that is what a fork's is: from when it has a run directory.
+    """
     seconds = tiny.unbroken(*options, **how).seconds
     for attempt in itertools.count():
         folder = run.with_name(f"{run.name}-{attempt}")
-        child = tiny.start(folder, *options, **how)
+        child = tiny.start(folder, *options, real=real, **how)
+        if real:
+            child.until(folder.exists, "the run directory")
         child.has_ended(draw.uniform(0.05, 1.0) * seconds)
         child.send(signal.SIGKILL)
         ended = child.wait()
@@ -86,11 +91,10 @@ OPTIONS = (
 )
 
 
-def kill_and_resume(tiny, tmp_path, case, how):
+def kill_and_resume(tiny, tmp_path, case, how, *, real=False):
     """Kill a run, or a program, and go on with it in a fork, which ends with the same bits."""
     draw, options = random.Random(f"run {case}"), (*how.pop("settings", ()), *OPTIONS[case % len(OPTIONS)])
-    run, saved = kill_somewhere(tiny, tmp_path / str(case), options, how, draw)
-    how.pop("real", None)
+    run, saved = kill_somewhere(tiny, tmp_path / str(case), options, how, draw, real=real)
     ended = tiny.finish(run, *options, resume=True, **how)
     same(run, tiny.unbroken(*options, **how))
     assert "damaged" not in ended.output
@@ -120,5 +124,5 @@ def test_a_run_that_samples_its_completions_and_is_killed(tmp_path, tiny, cases,
 @only_full
 @pytest.mark.parametrize("cases", portions(20, 0, 5), ids=named)
 def test_a_program_that_is_killed(tmp_path, tiny, cases, tally):
-    resumed = sum(kill_and_resume(tiny, tmp_path, case, {"real": True}) for case in cases)
+    resumed = sum(kill_and_resume(tiny, tmp_path, case, {}, real=True) for case in cases)
     tally("kill -9 of a program", kills=len(cases), **{"with a checkpoint to go on from": resumed})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_the_optimisers_state(tmp_path, tiny, field, value, save_steps, tally):
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """A run in which one sample is too long for its method, and the environment with the method in it."""
+    """A run in which one sample is too long for its method, and the folder that the method is installed in."""
     folder = tmp_path_factory.mktemp("faulty")
     site = folder / "site"
     site.mkdir()
@@ -126,7 +127,7 @@ def faulty(tmp_path_factory):
     rows = preferences()
     rows[LONG]["chosen"] += " and so on" * 8
     write_rows(folder / "assets/pairs.jsonl", rows)
-    return tiny, {"PYTHONPATH": os.pathsep.join([str(site), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return tiny, site
 
 
 LONG = 9
@@ -136,15 +137,15 @@ PROGRAMS = [(fault, value, ranks) for ranks in (1, 1, 1, 2) for fault in ("loss"
 @only_full
 @pytest.mark.parametrize(("fault", "value", "ranks"), PROGRAMS, ids=map(str, range(len(PROGRAMS))))
 def test_a_program(tmp_path, faulty, fault, value, ranks, tally):
-    """With two ranks it is not finite on one of them only, and both leave the step out."""
-    tiny, environment = faulty
-    run = tmp_path / "run"
+    """With two ranks it is not finite on one of them only, and both leave the step out. A fork replays it."""
+    tiny, site = faulty
+    run, paths = tmp_path / "run", [str(site), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     method = ("method=faulty", f"method.fault={fault}", f"method.value={value}")
     cut = ("trainer.batch_size=2", "--num-processes", "2") if ranks == 2 else ()
-    tiny.finish(run, *method, *cut, "trainer.save_steps=1", real=True, **environment)
+    tiny.finish(run, *method, *cut, "trainer.save_steps=1", real=True, PYTHONPATH=os.pathsep.join(paths))
     steps = steps_with(LONG)
     check_left_out(run, steps)
-    replayed = truing_child(tmp_path / "replayed", "replay", run, steps[0] + 1, real=True, **environment).wait()
+    replayed = truing_child(tmp_path / "replayed", "replay", run, steps[0] + 1, before=lambda: sys.path.insert(0, paths[0])).wait()
     assert replayed.code == 0, replayed.said
     assert f"not finite now: {fault}" in replayed.output
     tally("injections into a program", **{f"{ranks} ranks": 1})

@@ -88,6 +88,7 @@ class Faults:
         self.of_push: list[str] = []
         self.done: list[str] = []
         self.restarts: list[threading.Thread] = []
+        self.restarting = threading.Lock()
 
     def before_request(self) -> None:
         self.requests += 1
@@ -105,9 +106,10 @@ class Faults:
             self.restarts[-1].start()
 
     def _restart(self, seconds: float) -> None:
-        self.fake.die()
-        time.sleep(seconds)
-        self.fake.restart()
+        with self.restarting:  # one after the other, for both would take the same port
+            self.fake.die()
+            time.sleep(seconds)
+            self.fake.restart()
 
     def before_push(self) -> None:
         for kind in self.of_push:

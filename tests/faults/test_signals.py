@@ -13,7 +13,8 @@ from tests.faults.inject import slow_disk
 from tests.faults.runs import end_of, same, whole_checkpoints
 from tests.faults.sizes import named, only_full, portions
 
-OPTIONS = ("trainer.batch_size=2",)
+OPTIONS = ("method=simpo", "trainer.batch_size=2")
+"""Without a reference, for time."""
 STEPS = 24
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.faults.inject import in_every_step
-from tests.faults.runs import Tiny
+from tests.faults.runs import SMALLEST, Tiny
 from tests.faults.sizes import FULL
 
 STEPS, SAVES, EVERY = (20_000, 500, 100) if FULL else (300, 50, 10)
@@ -17,7 +17,6 @@ STEPS, SAVES, EVERY = (20_000, 500, 100) if FULL else (300, 50, 10)
 WARM = STEPS // 10
 MOST_SLOPE = 1.0
 """Megabytes per 1,000 steps."""
-SMALLEST = {"hidden_size": 8, "layers": 1, "heads": 2, "kv_heads": 1}
 
 
 def measure(samples, step):
