@@ -4,16 +4,19 @@ BIN := .venv/bin
 BENCH_ENV ?= $(HOME)/.cache/truing/bench
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-faults rollout-programs test-rollouts lint docs bench clean
+.PHONY: quickstart test test-gpu test-faults rollout-programs test-rollouts lint docs bench clean
 
 quickstart: .venv/installed  ## align a tiny model on this machine's CPU, in about two minutes
 	$(BIN)/python examples/quickstart/run.py
 
-test: .venv/installed  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+test: .venv/installed  ## the whole test suite, on the CPU, where results are the same to the last bit
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand; about an hour
-	TRUING_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n 3 --dist worksteal
+test-gpu: .venv/installed  ## what needs a CUDA device
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu
+
+test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand; half an hour to three quarters
+	TRUING_FAULTS=full CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n 3 --dist worksteal
 
 rollout-programs: .venv/installed  ## vLLM for CPUs and OpenEnv, in environments of their own outside the repository
 	$(BIN)/python -m tests.rollouts.vllm_program
