@@ -145,7 +145,7 @@ def test_a_program(tmp_path, faulty, fault, value, ranks, tally):
     tiny.finish(run, *method, *cut, "trainer.save_steps=1", real=True, PYTHONPATH=os.pathsep.join(paths))
     steps = steps_with(LONG)
     check_left_out(run, steps)
-    replayed = truing_child(tmp_path / "replayed", "replay", run, steps[0] + 1, before=lambda: sys.path.insert(0, paths[0])).wait()
+    replayed = truing_child(tmp_path / "replayed", "replay", run, steps[0] + 1, before=lambda: sys.path.insert(0, str(site))).wait()
     assert replayed.code == 0, replayed.said
     assert f"not finite now: {fault}" in replayed.output
     tally("injections into a program", **{f"{ranks} ranks": 1})

@@ -26,7 +26,7 @@ _COUNTED_BY = {
 _OF_THE_RUN = ("layout", "state", "reward_weights", "max_completion_length")
 """Fields that are the same for every batch."""
 _OF_A_BATCH = ("columns", "_on_host")
-"""Fields that are joined in another way, and that no joined batch has."""
+"""Fields that are not joined as the others are: columns by their names, and what the host knows of lengths not at all."""
 
 
 def differentiable(inputs: LossInputs) -> dict[str, Tensor]:
