@@ -15,7 +15,7 @@ test: .venv/installed  ## the whole test suite, on the CPU, where results are th
 test-gpu: .venv/installed  ## what needs a CUDA device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu
 
-test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand; half an hour to three quarters
+test-faults: .venv/installed  ## kills, full disks, damage and signals by the thousand; half an hour on two cores
 	TRUING_FAULTS=full CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n 3 --dist worksteal
 
 rollout-programs: .venv/installed  ## vLLM for CPUs and OpenEnv, in environments of their own outside the repository

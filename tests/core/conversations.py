@@ -68,6 +68,12 @@ class Awaited(Guess):
         await asyncio.sleep(0)
         return super().step(text)
 
+class Lingers(Guess):
+    async def close(self):
+        if len(OPEN) == 1:
+            await asyncio.sleep(0.2)
+        OPEN.remove(self)
+
 class Slow(Guess):
     def step(self, text):
         if text == "7":

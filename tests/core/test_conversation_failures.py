@@ -54,6 +54,16 @@ def test_what_the_engine_raises_ends_all(play, server):
     assert module_of(live)["OPEN"] == []
 
 
+def test_an_environment_that_is_being_closed_when_another_episode_fails_is_closed_to_the_end(play):
+    def fail(request):
+        raise RolloutError("the server is gone")
+
+    live = play(fail, "guess.Lingers", server=True)
+    with pytest.raises(RolloutError, match="the server is gone"):
+        list(live.generate([ask(live, [user("Play.")], 1, 2)]))
+    assert module_of(live)["OPEN"] == []
+
+
 def test_a_turn_that_the_engine_cannot_sample_costs_its_episode(play, server, monkeypatch):
     complete = LiveScripted.complete
 

@@ -226,12 +226,20 @@ class Episode:
         return {environments.name: sum(self.rewards, start=0.0)} if environments is not None else {}
 
     async def _close(self) -> str:
-        """Close the environment; return what went wrong, "" for nothing."""
+        """Close the environment; return what went wrong, "" for nothing. A cancellation waits for the end of it."""
         if self.environment is None:
             return ""
+        closing = asyncio.ensure_future(self._closed(self.environment))
+        try:
+            return await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
+
+    async def _closed(self, environment: Environment) -> str:
         try:
             async with asyncio.timeout(self.stage.timeout + GRACE_SECONDS):
-                await self.environment.close()
+                await environment.close()
         except Exception as error:
             return first_line(error)
         return ""
