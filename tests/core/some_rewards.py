@@ -42,6 +42,15 @@ def hang(completions):
     time.sleep(1000)
 
 
+def says_it_hangs(completions):
+    print("I hang", flush=True)
+    time.sleep(1000)
+
+
+def limited(completions, limit):
+    return [min(limit, len(text)) for text in completions]
+
+
 def raises(completions):
     raise ValueError("always")
 

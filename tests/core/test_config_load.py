@@ -289,6 +289,16 @@ def test_functions_beside_the_file(tmp_path):
     assert "rollout:\n  name: mine.draw" in dump_config(sampled)
 
 
+def test_parameters_of_a_reward_function_are_set_by_its_entry_and_written_down(tmp_path):
+    (tmp_path / "mine.py").write_text("def short(completions, limit=3, **columns): ...\n")
+    config = load(tmp_path, ONLINE, "rewards=[{name: mine.short, limit: 5, weight: 2}]")
+    function = FunctionReward(name="mine.short", base_dir=tmp_path, arguments={"limit": 5})
+    assert config.rewards == (RewardEntry(reward=function, weight=2.0),)
+    assert "- name: mine.short\n  limit: 5\n  weight: 2.0" in dump_config(config)
+    message = "reward function mine.short has no parameter 'wieght' to be set (parameters: limit)"
+    assert message in failure(tmp_path, ONLINE, "rewards=[{name: mine.short, wieght: 5}]")
+
+
 @pytest.mark.parametrize(
     ("override_", "message"),
     [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.core.config_fakes import DPO, InProcess, load
+from tests.core.config_fakes import DPO, InProcess, Sampled, load
 from truing import ConfigError
 from truing.config import RewardEntry, RolloutConfig
+from truing.loss import Needs
 from truing.rewards import DefaultReward, EnvironmentReward
 
 
@@ -32,3 +33,24 @@ def test_what_an_episode_needs_is_looked_for_before_a_run(tmp_path, key, message
     overrides = f"rollout.{key}".split()
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, f"{DPO}rollout: {{num_generations: 2}}\n", "method=grpo", "data.format=text", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "override", "message"),
+    [
+        ("needs", Needs.BEHAVIOR_LOGPS, "rollout.top_p=0.9", "rollout.top_p is 0.9, and the log-probabilities of sampled tokens, "),
+        ("least_generations", 2, "rollout.num_generations=1", "rollout.num_generations is 1, and grpo compares the completions"),
+        (
+            "least_completion_length",
+            300,
+            "trainer.seed=1",
+            "rollout.max_completion_length is 256, and grpo with these settings needs 300",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_method_is_refused_before_a_run(tmp_path, monkeypatch, attribute, value, override, message):
+    given = (tmp_path, f"{DPO}rollout: {{num_generations: 2}}\n", "method=grpo", "data.format=text")
+    load(*given, override)
+    monkeypatch.setattr(Sampled, attribute, value, raising=False)
+    with pytest.raises(ConfigError, match=message):
+        load(*given, override)

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import threading
+from pathlib import Path
 from typing import ClassVar
 
 import attrs
@@ -152,11 +153,23 @@ def test_a_reward_that_compares_is_not_called_one_by_one(context):
         assert column(runner.submit([COMPLETIONS[0]] * 2).result()) == [2.0, 2.0]
 
 
-def test_a_reward_that_always_fails_is_not_called_for_every_completion(context, tmp_path):
-    with RewardRunner([entry("raises")], context) as runner:
+def test_what_raises_for_many_costs_these_alone(context):
+    with RewardRunner([entry("raises_for_bad")], context) as runner:
         scored = runner.submit(COMPLETIONS * 4).result()
-    assert scored.failed == (True,) * 12 and scored.errors == {"some_rewards.raises": 12}
-    assert (tmp_path / "rewards.log").read_text().count("\nValueError: always") == 1 + 3
+    assert scored.failed == (False, True, False) * 4 and scored.errors == {"some_rewards.raises_for_bad": 4}
+
+
+def test_a_reward_that_always_hangs_is_not_called_for_every_completion(context, tmp_path):
+    with RewardRunner([entry("says_it_hangs", timeout=0.3)], context) as runner:
+        scored = runner.submit(COMPLETIONS * 4).result()
+    assert scored.failed == (True,) * 12 and scored.errors == {"some_rewards.says_it_hangs": 12}
+    assert (tmp_path / "rewards.log").read_text().count("I hang") == 1 + 3
+
+
+def test_parameters_that_an_entry_sets_reach_the_worker(context):
+    function = FunctionReward(name="some_rewards.limited", base_dir=Path(__file__).parent, arguments={"limit": 2})
+    with RewardRunner([RewardEntry(reward=function)], context) as runner:
+        assert column(runner.submit(COMPLETIONS).result()) == [min(2.0, len(one.text)) for one in COMPLETIONS]
 
 
 def test_what_cannot_be_loaded_stops_the_start(context, tmp_path):

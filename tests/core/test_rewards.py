@@ -23,7 +23,7 @@ from truing.rewards import (
     reward_registry,
     score,
 )
-from truing.rewards.functions import fed_from
+from truing.rewards.functions import fed_from, with_arguments
 from truing.testing import LetterReward, check_reward, fake_completions
 
 
@@ -129,9 +129,29 @@ def test_missing_column_is_named():
     def many(completions, answer):
         return [0.0] * len(completions)
 
-    message = r"reward 'many' asks for column 'answer', which no row has \(columns: answers, level\); did you mean 'answers'\?"
+    message = r"reward 'many' asks for column 'answer', which these rows lack \(columns: answers, level\); did you mean 'answers'\?"
     with pytest.raises(ConfigError, match=message):
         score(as_reward(many), completions(answers=[1, 2], level=[1, 1]))
+
+
+def test_parameters_of_a_function_are_set_by_its_entry():
+    def many(completions, answer, limit=3, **columns):
+        assert not columns
+        return [float(answer[row] + limit) for row in range(len(completions))]
+
+    def one(prompt, response, *, limit):
+        return float(limit)
+
+    rows = completions(answer=[1, 2], limit=[7, 7])
+    assert score(with_arguments(as_reward(many), {"limit": 5}), rows) == [6.0, 7.0]
+    assert score(with_arguments(as_reward(one), {"limit": 5}), rows) == [5.0, 5.0]
+    message = r"function many has no parameter 'limmit' to be set \(parameters: answer, limit\); did you mean 'limit'\?"
+    with pytest.raises(ConfigError, match=message):
+        with_arguments(as_reward(many), {"limmit": 5})
+    with pytest.raises(ConfigError, match="has no parameter 'completions' to be set"):
+        with_arguments(as_reward(many), {"completions": []})
+    with pytest.raises(ConfigError, match="reward 'default' is no plain function and takes no settings; remove limit"):
+        with_arguments(DefaultReward(), {"limit": 5})
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_a_method_on_collected_data_has_none():
             {"max_completion_length": 9},
             "max_completion_length is 8 and method.max_completion_length 9",
         ),
+        ({}, {"least_completion_length": 257}, "max_completion_length is 256, and m with these settings needs 257 or more"),
     ],
 )
 def test_numbers_that_contradict_each_other_are_refused(rollout, method, message):

@@ -60,3 +60,11 @@ def test_the_adapter_alone_is_a_folder_of_which_the_newest_stay(tmp_path):
     folders = [source(model, tmp_path, step).adapter() for step in range(4)]
     assert sorted((tmp_path / "adapters").iterdir()) == folders[-KEPT:]
     assert (folders[-1] / "adapter_model.safetensors").exists()
+
+
+def test_the_adapter_that_is_written_stays_where_a_killed_run_left_later_ones(tmp_path):
+    model = adapted()
+    for step in (56, 57):
+        source(model, tmp_path, step).adapter()
+    folder = source(model, tmp_path, 50).adapter()
+    assert (folder / "adapter_model.safetensors").exists() and len(list(folder.parent.iterdir())) == KEPT

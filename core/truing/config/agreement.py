@@ -14,7 +14,9 @@ from truing.errors import ConfigError
 from truing.functions import find_function
 from truing.loss import Layout, Needs
 from truing.rewards import DEFAULT_WARNING, DefaultReward
+from truing.rollout.conversation.trajectory import unlike_the_trainer
 from truing.rollout.opening import misfits
+from truing.rollout.plan import plan_misfits
 
 if TYPE_CHECKING:
     from truing.registry import Registry
@@ -36,6 +38,7 @@ def disagreements(sections: Mapping[str, Any], registry: Registry, base_dir: Pat
     if "method" in sections:
         yield from _offline(sections, registry)
         yield from _unpair(sections, registry)
+        yield from _online(sections)
         if "model" in sections:
             yield from _reference(sections["method"], sections["model"])
 
@@ -82,6 +85,16 @@ def _offline(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[
                 (key,),
                 f"is only for methods that sample completions ({online}); {method.name} trains on the data's own, so remove it",
             )
+
+
+def _online(sections: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    method, rollout = sections["method"], sections.get("rollout")
+    if rollout is None or method.layout is not Layout.ROLLOUT:
+        return
+    yield from ((("rollout", key), message) for key, message in plan_misfits(rollout, method))
+    if Needs.BEHAVIOR_LOGPS in all_needs(method) and not any(misfits(rollout)):
+        whose = f"sampled tokens, which {method.name} with these settings compares with those of training,"
+        yield from ((("rollout", key), message) for key, message in unlike_the_trainer(rollout, whose))
 
 
 def _unpair(sections: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, str]]:
@@ -143,7 +156,8 @@ def _not_found(rollout: RolloutConfig, base_dir: Path) -> Iterator[tuple[KeyPath
 
 def warnings_of(config: TrainConfig) -> list[str]:
     """Return what a valid configuration says that its author may not have meant, one sentence each."""
-    warnings = [DEFAULT_WARNING] if any(isinstance(entry.reward, DefaultReward) for entry in config.rewards) else []
+    is_default = [isinstance(entry.reward, DefaultReward) for entry in config.rewards]
+    warnings = [DEFAULT_WARNING] if is_default and all(is_default) else []
     if config.rollout is not None and config.rollout.max_staleness and Needs.BEHAVIOR_LOGPS not in all_needs(config.method):
         warnings.append(
             f"rollout.max_staleness is {config.rollout.max_staleness}, and {config.method.name} with these settings takes what "

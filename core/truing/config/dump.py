@@ -59,8 +59,9 @@ def plain(value: Any, *, secret: bool = False) -> Any:
         settings = _plain_items({field.name: getattr(value, field.name) for field in settings_of(type(value))}, secret=secret)
         if type(value).__module__ == classes.__name__ or not hasattr(value, "name"):  # a mapping of core's, or within a plugin
             return settings
-        # a user's function has its name as a field, and nothing to set
-        return {"name": value.name, **settings} if settings and "name" not in settings else value.name
+        if "name" in settings:  # a user's function, which has it as a field
+            settings = _plain_items(getattr(value, "arguments", {}), secret=secret)
+        return {"name": value.name, **settings} if settings else value.name
     if isinstance(value, Mapping):
         return _plain_items(value, secret=secret)
     if isinstance(value, (tuple, list)):

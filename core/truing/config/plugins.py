@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import cattrs
 
 from truing.config.classes import DEFAULT_ROLLOUT, DataConfig, RolloutConfig
@@ -17,6 +18,7 @@ from truing.data.unpair import takes_apart
 from truing.errors import ConfigError, PluginError
 from truing.loss import Layout
 from truing.rewards import FunctionReward, as_reward, reward_registry
+from truing.rewards.functions import check_arguments, with_arguments
 from truing.rollout.functions import FunctionRollout
 from truing.settings import is_plugin
 from truing.suggest import closest
@@ -88,14 +90,24 @@ class _Slots:
         if "." in name and kind != "loss":
             function = self._function(kind, name)
             if function is not None:
-                if settings:
-                    raise WrongValueError(
-                        f"names the function {name}, which takes no settings; remove {', '.join(map(str, settings))}"
-                    )
-                return function
+                return self._with_settings(kind, function, settings)
         if kind == "reward" and name in reward_registry.names() and not self.registry.claims(kind, name):
-            return reward_registry.get(name)
+            return with_arguments(reward_registry.get(name), settings)
         return self.converter.structure(settings, self.registry.get(kind, name, layout=layout))
+
+    def _with_settings(self, kind: Kind, function: Any, settings: Mapping[str, Any]) -> Any:
+        """Return a user's function with settings, which a reward takes for its parameters, as far as these are known unimported."""
+        from truing.functions import find_function, parameters_of
+
+        if not settings:
+            return function
+        if kind != "reward":
+            raise WrongValueError(
+                f"names the function {function.name}, which takes no settings; remove {', '.join(map(str, settings))}"
+            )
+        if parameters := parameters_of(find_function(function.name, self.base_dir)):
+            check_arguments(function.name, settings, parameters)
+        return attrs.evolve(function, arguments=settings)
 
     def _instance(self, kind: Kind, value: Any) -> Any:
         """Return an instance of a plugin's class, registered or not. Raises WrongValueError for anything else."""

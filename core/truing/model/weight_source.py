@@ -74,8 +74,10 @@ class PolicyWeights:
         return {name: whole(weight) for name, weight in self.run.state.model.named_parameters() if weight.requires_grad}
 
     def _save_adapter(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
         self.run.state.model.save_pretrained(str(folder), state_dict=weights)
-        for old in sorted(folder.parent.glob("version-*"))[:-KEPT]:
+        # by age, for a run that was killed may have left later versions than the one that it goes on from
+        for old in sorted(folder.parent.glob("version-*"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
             shutil.rmtree(old)
 
 

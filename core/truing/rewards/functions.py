@@ -29,15 +29,21 @@ class CallableReward:
 
     It may be `async def`. A parameter that is none of prompt(s), response and completions is a column, and `**columns` takes all
     others: one value in `f(prompt, response)`, else a list with one for each completion, None where a row lacks it. One that ends
-    in s, and is no column, is the column of its singular (`fed_from`). Raises
-    ConfigError for a signature that fits none of the three, and on a call when a column is asked for that no row has.
+    in s, and is no column, is the column of its singular (`fed_from`). Raises ConfigError for a signature that fits none of the
+    three, for arguments that are no parameters of it, and on a call when a column is asked for that no row of the call has.
     """
 
     name: str
     function: Callable[..., Any]
+    arguments: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
+    """Values of parameters, by name, that are the same in every call."""
     _parameters: Mapping[str, inspect.Parameter] = attrs.field(
         init=False, repr=False, default=attrs.Factory(lambda self: _read_parameters(self.name, self.function), takes_self=True)
     )
+
+    def __attrs_post_init__(self) -> None:
+        named = [key for key, parameter in self._parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+        check_arguments(self.name, self.arguments, named)
 
     @property
     def compares(self) -> bool:
@@ -53,26 +59,28 @@ class CallableReward:
         texts = [completion.text for completion in completions]
         if "completions" in self._parameters:
             given = {"prompts": prompts} if "prompts" in self._parameters else {}
-            return cast("Scores | Awaitable[Scores]", self.function(completions=texts, **given, **columns))
+            return cast("Scores | Awaitable[Scores]", self.function(completions=texts, **given, **columns, **self.arguments))
         results = [
-            self.function(prompt=prompt, response=text, **{key: values[row] for key, values in columns.items()})
+            self.function(prompt=prompt, response=text, **{key: values[row] for key, values in columns.items()}, **self.arguments)
             for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
         ]
         return _gather(results) if any(map(inspect.isawaitable, results)) else results
 
     def _columns(self, completions: Sequence[Completion]) -> dict[str, list[Any]]:
         known = {key for completion in completions for key in completion.columns} - _GIVEN
-        wanted = {key: parameter for key, parameter in self._parameters.items() if key not in _GIVEN}
+        settled = _GIVEN | self.arguments.keys()
+        wanted = {key: parameter for key, parameter in self._parameters.items() if key not in settled}
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
         for key, parameter in wanted.items():
             required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
             if required and column_of(key, known) is None:
                 columns = ", ".join(sorted(known)) or "none"
                 raise ConfigError(
-                    f"reward {self.name!r} asks for column {key!r}, which no row has (columns: {columns}){did_you_mean(key, known)}"
+                    f"reward {self.name!r} asks for column {key!r}, which these rows lack (columns: {columns})"
+                    f"{did_you_mean(key, known)}; a default value makes it optional"
                 )
         passed = {key: column for key in wanted if (column := column_of(key, known)) is not None}
-        passed |= {key: key for key in sorted(known)} if takes_all else {}
+        passed |= {key: key for key in sorted(known - settled)} if takes_all else {}
         return {key: [completion.columns.get(column) for completion in completions] for key, column in passed.items()}
 
 
@@ -82,6 +90,8 @@ class FunctionReward:
 
     name: str
     base_dir: Path = attrs.field(default=Path(), metadata={"internal": True})
+    arguments: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
+    """Values of the function's parameters, by name, that are the same in every call."""
 
     @cached_property
     def loaded(self) -> Reward:
@@ -89,7 +99,7 @@ class FunctionReward:
         from truing.functions import find_function, load_function
         from truing.rewards.registry import as_reward
 
-        return as_reward(load_function(find_function(self.name, self.base_dir)), name=self.name)
+        return with_arguments(as_reward(load_function(find_function(self.name, self.base_dir)), name=self.name), self.arguments)
 
     @property
     def compares(self) -> bool:
@@ -99,6 +109,26 @@ class FunctionReward:
     def __call__(self, completions: Sequence[Completion]) -> Scores | Awaitable[Scores]:
         """Call the function."""
         return self.loaded(completions)
+
+
+def with_arguments(reward: Reward, arguments: Mapping[str, Any]) -> Reward:
+    """Return the reward with values of its function's parameters. Raises ConfigError where it has no such parameters."""
+    if not arguments:
+        return reward
+    if not isinstance(reward, CallableReward):
+        raise ConfigError(f"reward {reward.name!r} is no plain function and takes no settings; remove {', '.join(arguments)}")
+    return cast("Reward", attrs.evolve(reward, arguments=arguments))
+
+
+def check_arguments(name: str, arguments: Mapping[str, Any], parameters: Collection[str]) -> None:
+    """Raise ConfigError for arguments of a reward function that are none of its parameters, or that it is given anyway."""
+    free = [key for key in parameters if key not in _GIVEN]
+    for key in arguments:
+        if key not in free:
+            raise ConfigError(
+                f"reward function {name} has no parameter {key!r} to be set (parameters: {', '.join(free) or 'none'})"
+                f"{did_you_mean(key, free)}"
+            )
 
 
 def column_of(parameter: str, known: Collection[str]) -> str | None:
@@ -116,7 +146,8 @@ def fed_from(reward: Any, known: Collection[str]) -> list[str]:
         parameters: Iterable[str] = parameters_of(find_function(reward.name, reward.base_dir))
     else:
         parameters = reward._parameters if isinstance(reward, CallableReward) else ()
-    fed = {name: column_of(name, known) for name in parameters if name not in _GIVEN}
+    settled = _GIVEN.union(getattr(reward, "arguments", ()))
+    fed = {name: column_of(name, known) for name in parameters if name not in settled}
     return [
         f"reward {reward.name}: its parameter `{name}` is fed from the column `{column}`"
         for name, column in fed.items()

@@ -32,7 +32,7 @@ MEMORY_MB = 4096
 MOST_WORKERS = 4
 """How many worker processes there are where nothing else is said, on a machine with as many CPUs."""
 SINGLE_FAILURES = 3
-"""How many completions of a failed call may fail alone before the others are given up."""
+"""How many completions of a failed call may fail alone, when the time of another call is over, before the others are given up."""
 LEAST_SHARE = 1.0
 """Seconds that a completion gets alone at least, if the whole deadline is as long."""
 LOG = "rewards.log"
@@ -227,11 +227,12 @@ class RewardRunner:
 
     async def _one_by_one(self, call: Caller, completions: Sequence[Completion], timeout: float) -> Outcome:
         """Score each completion by itself, all of them within about the time of one more call, to find those at fault."""
+        end = self._loop.time() + timeout
         share = max(timeout / len(completions), min(timeout, LEAST_SHARE))
         scores: list[float | None] = []
         faults: dict[int, str] = {}
         for row, completion in enumerate(completions):
-            if len(faults) == SINGLE_FAILURES:
+            if len(faults) >= SINGLE_FAILURES and self._loop.time() >= end:
                 rest = range(row, len(completions))
                 return Outcome((*scores, *(None for _ in rest)), {**faults, **dict.fromkeys(rest, next(iter(faults.values())))})
             try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 
-from truing.config.classes import TrainConfig
+from truing.config.classes import RolloutConfig, TrainConfig
 from truing.errors import ConfigError
 from truing.loss import Layout
 from truing.rollout.completion import Sampling
@@ -36,6 +37,25 @@ class RolloutPlan:
         return self.minibatches * self.iterations
 
 
+def plan_misfits(rollout: RolloutConfig, method: Any) -> Iterator[tuple[str, str]]:
+    """Yield each key of `rollout` that does not fit the method, and why."""
+    generations, least = _generations(rollout, method), _of_method(method, "least_generations", 1)
+    if generations < least:
+        yield (
+            "num_generations",
+            f"is {generations}, and {method.name} compares the completions of one prompt with each other; give {least} or more",
+        )
+    length, own = rollout.max_completion_length, getattr(method, "max_completion_length", None)
+    if own is not None and length not in (None, own):
+        yield (
+            "max_completion_length",
+            f"is {length} and method.max_completion_length {own}; they are one limit, so set one of them, or both alike",
+        )
+    limit, least = _limit(rollout, method), _of_method(method, "least_completion_length", 1)
+    if limit < least:
+        yield "max_completion_length", f"is {limit}, and {method.name} with these settings needs {least} or more"
+
+
 def plan_of(config: TrainConfig, prompts_per_step: int) -> RolloutPlan | None:
     """Return the plan of a run whose steps have so many prompts; None for a method that samples nothing.
 
@@ -44,8 +64,9 @@ def plan_of(config: TrainConfig, prompts_per_step: int) -> RolloutPlan | None:
     rollout, method = config.rollout, config.method
     if method.layout is not Layout.ROLLOUT or rollout is None:
         return None
-    generations = rollout.num_generations or _of_method(method, "default_num_generations", GENERATIONS)
-    _check_generations(method, generations)
+    for key, message in plan_misfits(rollout, method):
+        raise ConfigError(f"rollout.{key} {message}")
+    generations = _generations(rollout, method)
     minibatches = _minibatches(rollout.prompts_per_batch, _of_method(method, "num_minibatches", 1), prompts_per_step)
     return RolloutPlan(
         prompts=prompts_per_step * minibatches,
@@ -66,25 +87,18 @@ def _of_method(method: Any, name: str, default: int) -> int:
     return int(getattr(method, name, None) or default)
 
 
-def _check_generations(method: Any, generations: int) -> None:
-    least = _of_method(method, "least_generations", 1)
-    if generations < least:
-        raise ConfigError(
-            f"rollout.num_generations is {generations}, and {method.name} compares the completions of one prompt with each other; "
-            f"give {least} or more"
-        )
+def _generations(rollout: RolloutConfig, method: Any) -> int:
+    return rollout.num_generations or _of_method(method, "default_num_generations", GENERATIONS)
 
 
 def completion_limit(config: TrainConfig) -> int:
-    """Return the most tokens of a completion. Raises ConfigError where rollout and method say two different ones."""
-    rollout, own = config.rollout, getattr(config.method, "max_completion_length", None)
-    assert rollout is not None
-    if own is not None and rollout.max_completion_length not in (None, own):
-        raise ConfigError(
-            f"rollout.max_completion_length is {rollout.max_completion_length} and method.max_completion_length {own}; they are "
-            "one limit, so set one of them, or both alike"
-        )
-    return int(rollout.max_completion_length or own or Sampling().max_completion_length)
+    """Return the most tokens of a completion."""
+    assert config.rollout is not None
+    return _limit(config.rollout, config.method)
+
+
+def _limit(rollout: RolloutConfig, method: Any) -> int:
+    return rollout.max_completion_length or _of_method(method, "max_completion_length", Sampling().max_completion_length)
 
 
 def _minibatches(prompts_per_batch: int | None, of_method: int, prompts_per_step: int) -> int:

@@ -109,6 +109,11 @@ class GRPO(SamplerCorrection, OnlineLoss):
         return needs
 
     @property
+    def least_completion_length(self) -> int:
+        """The least max_completion_length: that of overlong_buffer, or even an empty completion would be punished."""
+        return self.overlong_buffer or 1
+
+    @property
     def rollout_needs(self) -> Needs:
         """The rewards."""
         return Needs.REWARDS | Needs.NO_LOGPS

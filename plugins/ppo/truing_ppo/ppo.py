@@ -71,6 +71,11 @@ class PPO(SamplerCorrection, OnlineLoss):
                 f"target_kl is {self.target_kl:g}, but kl_coef is 0, and what steers it multiplies it: it would stay 0; "
                 "set kl_coef above 0, or leave target_kl out"
             )
+        if self.kl_coef == 0 and self.kl_estimator != "k1":
+            raise ValueError(
+                f"kl_estimator is {self.kl_estimator}, but kl_coef is 0, which leaves the divergence out; set kl_coef above 0, or "
+                "leave kl_estimator out"
+            )
         if self.target_kl is None and self.kl_horizon != KL_HORIZON:
             raise ValueError(
                 f"kl_horizon is {self.kl_horizon}, but without target_kl nothing reads it; leave it out, or set target_kl"

@@ -87,7 +87,7 @@ def test_in_the_loss_it_is_not_in_the_reward(rollouts):
 
 
 def test_what_is_needed():
-    for method in (Reinforce(), RLOO(beta=0.0), Reinforce(beta=0.0, kl_in="loss")):
+    for method in (Reinforce(), RLOO(beta=0.0), Reinforce(beta=0.0, kl_in="reward")):
         assert (method.needs, method.rollout_needs) == (Needs.PROXIMAL_LOGPS, Needs.REWARDS | Needs.NO_LOGPS)
     for method in (Reinforce(beta=0.1), RLOO()):
         assert (method.needs, method.rollout_needs) == (Needs.PROXIMAL_LOGPS, Needs.REWARDS | Needs.REFERENCE_LOGPS)

@@ -149,9 +149,11 @@ def test_divergence_of_completions_in_the_loss_is_summed(update):
             "the advantages of baseline batch are those of tokens; set it to token, or take another baseline",
         ),
         (
-            {"kl_in": "loss", "kl_estimator": "k1"},
+            {"beta": 0.1, "kl_in": "loss", "kl_estimator": "k1"},
             "its gradient does not depend on the reference and is 0 on average; set it to k2 or k3, or kl_in to reward",
         ),
+        ({"kl_in": "loss"}, "kl_in is loss, but beta 0 leaves the divergence out; set beta above 0, or leave kl_in out"),
+        ({"kl_estimator": "k3"}, "kl_estimator is k3, but beta 0 leaves the divergence out"),
         ({"reward_clip_range": (1.0, 1.0)}, r"must be \[least, greatest\] with least < greatest, got \[1, 1\]"),
     ],
 )

@@ -73,6 +73,9 @@ class Reinforce(PolicyGradient):
                 f"importance_sampling_correction is {correction}, but what is weighed here are whole completions; set it to "
                 f"{correction.replace('token', 'sequence')}"
             )
+        if self.beta == 0 and (self.kl_in != "reward" or self.kl_estimator is not None):
+            key, value = ("kl_in", self.kl_in) if self.kl_in != "reward" else ("kl_estimator", self.kl_estimator)
+            raise ValueError(f"{key} is {value}, but beta 0 leaves the divergence out; set beta above 0, or leave {key} out")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "kl_estimator is k1 in the loss, where its gradient does not depend on the reference and is 0 on average; set it "

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from truing.config.classes import RolloutConfig
 
 
-def unlike_the_trainer(sampling: Sampling | RolloutConfig) -> Iterator[tuple[str, str]]:
+def unlike_the_trainer(sampling: Sampling | RolloutConfig, whose: str = "a conversation's turns") -> Iterator[tuple[str, str]]:
     """Yield what makes log-probabilities other than the trainer's, which knows a temperature and no more: a key, and why."""
     for key, neutral in (("top_p", 1.0), ("top_k", 0)):
         value = getattr(sampling, key)
         if value != neutral:
             message = (
-                f"is {value:g}, and the log-probabilities of a conversation's turns must be the trainer's, which are those of all "
-                f"tokens; leave it out (its neutral value is {neutral:g})"
+                f"is {value:g}, and the log-probabilities of {whose} must be the trainer's, which are those of all tokens; leave "
+                f" it out (its neutral value is {neutral:g})"
             )
             yield key, message
 
