@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import attrs
 
 from truing.loss import LossInputs, Needs, Term
-from truing.settings import setting
+from truing.settings import refuse_unread, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Correction: TypeAlias = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 """Whose probability is divided by the sampler's, and whether a ratio out of bounds is cut to them or becomes 0."""
-CLIP_MAX = 3.0
 MAX_EXPONENT = 20.0
 """Exponents are held at this: a ratio beyond 5e8 is as good as that one, and finite. Its gradient is 0."""
 
@@ -48,19 +47,16 @@ class SamplerCorrection:
     importance_sampling_correction: Correction = setting(
         "none", help="Weigh tokens by the trainer's probability over the sampler's; for samplers that compute another one."
     )
-    importance_sampling_clip_max: float = setting(CLIP_MAX, gt=0, help="Largest such ratio.")
+    importance_sampling_clip_max: float = setting(3.0, gt=0, help="Largest such ratio.")
     importance_sampling_clip_min: float | None = setting(None, gt=0, help="Smallest such ratio; null is 0.")
 
     def check_correction(self) -> None:
         """Raise ValueError for bounds that nothing reads, or that no ratio is between."""
         low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
         if self.importance_sampling_correction == "none":
-            for name, value, default in (("max", high, CLIP_MAX), ("min", low, None)):
-                if value != default:
-                    raise ValueError(
-                        f"importance_sampling_clip_{name} is {value:g}, but importance_sampling_correction none does not read it; "
-                        "leave it out, or set that to sequence_mask, for example"
-                    )
+            for name in ("importance_sampling_clip_max", "importance_sampling_clip_min"):
+                why = "importance_sampling_correction none"
+                refuse_unread(self, name, why, "set that to sequence_mask, for example")
         if low is not None and low >= high:
             raise ValueError(
                 f"importance_sampling_clip_min is {low:g} and importance_sampling_clip_max {high:g}, so that no ratio is between "

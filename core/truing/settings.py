@@ -44,6 +44,14 @@ def setting(
     return attrs.field(default=default, validator=validators, metadata=metadata)
 
 
+def refuse_unread(settings: Any, name: str, why: str, remedy: str) -> None:
+    """Raise ValueError where a setting is not its default, and `why`, what some other setting is, leaves it unread."""
+    value, default = getattr(settings, name), attrs.fields_dict(type(settings))[name].default
+    if value != default:
+        shown = format(value, "g") if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else value
+        raise ValueError(f"{name} is {shown}, but {why} does not read it; leave it out, or {remedy}")
+
+
 def _check_bounds(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     for number in value if isinstance(value, (tuple, list)) else (value,):
         if number is None or isinstance(number, bool) or not isinstance(number, numbers.Real):

@@ -154,7 +154,7 @@ def test_ipo_is_dpo_with_one_loss(paired):
         ({"loss_type": "aot", "f_divergence_type": "js_divergence"}, "js_divergence does not go with loss_type aot, whose formula"),
         (
             {"discopop_tau": 0.1},
-            r"discopop_tau is 0.1, but nothing in loss_type \(sigmoid\) reads it; leave it out, or use discopop",
+            r"discopop_tau is 0.1, but loss_type sigmoid does not read it; leave it out, or use discopop",
         ),
         ({"f_alpha_divergence_coef": 0.7}, "is 0.7, but f_divergence_type reverse_kl does not read it; leave it out, or set"),
     ],

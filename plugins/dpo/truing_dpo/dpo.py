@@ -8,6 +8,7 @@ from typing import ClassVar
 import attrs
 
 from truing import Layout, Loss, LossInputs, LossOutput, Needs, Scope, Term, setting
+from truing.settings import refuse_unread
 from truing_dpo.loss_types import (
     OF_THE_STEP,
     DivergenceType,
@@ -52,18 +53,13 @@ class DPO(Loss):
         check_loss_types(self.loss_types, self.loss_weights)
         check_label_smoothing(self.loss_types, self.label_smoothing)
         check_divergence(self.loss_types, self.f_divergence_type)
-        if self.f_divergence_type != "alpha_divergence" and self.f_alpha_divergence_coef != 0.5:
-            raise ValueError(
-                f"f_alpha_divergence_coef is {self.f_alpha_divergence_coef:g}, but f_divergence_type {self.f_divergence_type} does "
-                "not read it; leave it out, or set f_divergence_type to alpha_divergence"
-            )
+        if self.f_divergence_type != "alpha_divergence":
+            why = f"f_divergence_type {self.f_divergence_type}"
+            refuse_unread(self, "f_alpha_divergence_coef", why, "set f_divergence_type to alpha_divergence")
         if self.use_weighting:
             check_weighting(self.loss_types)
-        if "discopop" not in self.loss_types and self.discopop_tau != 0.05:
-            raise ValueError(
-                f"discopop_tau is {self.discopop_tau:g}, but nothing in loss_type ({', '.join(self.loss_types)}) reads it; "
-                "leave it out, or use discopop"
-            )
+        if "discopop" not in self.loss_types:
+            refuse_unread(self, "discopop_tau", f"loss_type {', '.join(self.loss_types)}", "use discopop")
 
     @property
     def loss_types(self) -> tuple[LossType, ...]:

@@ -7,8 +7,9 @@ from typing import ClassVar
 import attrs
 
 from truing import Advantages, Layout, LossInputs, LossOutput, Needs, OnlineLoss, Scope, setting
+from truing.kl import KLEstimator
 from truing.off_policy import SamplerCorrection
-from truing_grpo.loss_types import Aggregation, KLEstimator, Level, LossType, Scale, check_settings
+from truing_grpo.loss_types import Aggregation, Level, LossType, Scale, check_settings
 
 
 @attrs.frozen(kw_only=True)

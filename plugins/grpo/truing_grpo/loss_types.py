@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import attrs
+from truing.settings import refuse_unread
 
 if TYPE_CHECKING:
     from truing_grpo.grpo import GRPO
@@ -18,7 +18,6 @@ Scale: TypeAlias = Literal["group", "batch", "none"]
 """Over what the standard deviation is taken that a reward's distance from its group's mean is divided by."""
 Aggregation: TypeAlias = Literal["sum_then_normalize", "normalize_then_sum"]
 """Whether several rewards are compared within a group as their sum, or each by itself."""
-KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 """The estimators of a KL divergence by name; truing_grpo.regularisers has their formulas."""
 
 CLIPPED: tuple[LossType, ...] = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "luspo")
@@ -41,31 +40,25 @@ def check_settings(method: GRPO) -> None:
     """Raise ValueError for settings that contradict each other, or that nothing reads."""
     for name, readers in READERS.items():
         if method.loss_type not in readers:
-            _check_unread(method, name, f"loss_type {method.loss_type}", f"use {_either(readers)}")
+            refuse_unread(method, name, f"loss_type {method.loss_type}", f"use {_either(readers)}")
     if method.beta == 0:
         for name in ("kl_estimator", "use_bias_correction_kl"):
-            _check_unread(method, name, "beta 0, which leaves the KL divergence out,", "set beta above 0")
+            refuse_unread(method, name, "beta 0, which leaves the KL divergence out,", "set beta above 0")
     method.check_correction()
     if method.multi_objective_aggregation == "normalize_then_sum":
-        _check_unread(
+        refuse_unread(
             method,
             "scale_rewards",
             "multi_objective_aggregation normalize_then_sum, which divides each reward by its group's deviation,",
             "set that to sum_then_normalize",
         )
     if method.overlong_buffer is None:
-        _check_unread(method, "overlong_penalty", "a run without overlong_buffer", "set that to a number of tokens")
+        refuse_unread(method, "overlong_penalty", "a run without overlong_buffer", "set that to a number of tokens")
     _check_clipping(method)
     _check_levels(method)
     _check_estimator(method)
     if method.overlong_buffer is not None and method.max_completion_length is not None:
         check_buffer(method.overlong_buffer, method.max_completion_length)
-
-
-def _check_unread(method: GRPO, name: str, why: str, remedy: str) -> None:
-    value, default = getattr(method, name), attrs.fields_dict(type(method))[name].default
-    if value != default:
-        raise ValueError(f"{name} is {_show(value)}, but {why} does not read it; leave it out, or {remedy}")
 
 
 def _check_clipping(method: GRPO) -> None:
@@ -120,7 +113,3 @@ def check_buffer(buffer: int, limit: int) -> None:
 
 def _either(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-
-
-def _show(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else format(value, "g") if isinstance(value, float) else str(value)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from truing import LossInputs
-from truing.off_policy import MAX_EXPONENT
-from truing_grpo.loss_types import KLEstimator
+from truing.kl import kl_estimate
 from truing_grpo.ratios import Samples
 
 if TYPE_CHECKING:
@@ -24,21 +23,8 @@ def kl(samples: Samples, method: GRPO) -> Tensor:
     """
     inputs = samples.inputs
     assert inputs.reference_token_logps is not None
-    estimates = estimate(method.kl_estimator, inputs.token_logps - inputs.reference_token_logps)
+    estimates = kl_estimate(method.kl_estimator, inputs.token_logps - inputs.reference_token_logps)
     return estimates * samples.ratios if method.use_bias_correction_kl else estimates
-
-
-def estimate(estimator: KLEstimator, log_ratios: Tensor) -> Tensor:
-    """Return k1 = x, k2 = x^2 / 2 or k3 = exp(-x) - 1 + x of x = log policy - log reference, [T].
-
-    Schulman's note "Approximating KL Divergence" (2020). expm1 keeps the digits of k3 near x = 0, where the plain form may be
-    negative.
-    """
-    if estimator == "k1":
-        return log_ratios
-    if estimator == "k2":
-        return log_ratios.square() / 2
-    return (-log_ratios).clamp(max=MAX_EXPONENT).expm1() + log_ratios
 
 
 def high_entropy(inputs: LossInputs, share: float) -> Tensor:

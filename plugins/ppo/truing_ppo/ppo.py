@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import attrs
 
 from truing import Advantages, Layout, LossInputs, LossOutput, Needs, OnlineLoss, Term, setting
-from truing.off_policy import SamplerCorrection
+from truing.kl import kl_estimate
+from truing.off_policy import SamplerCorrection, held_exp
+from truing.settings import refuse_unread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KLEstimator: TypeAlias = Literal["k1", "k3"]
 Critic: TypeAlias = Literal["separate", "shared"]
-
-KL_HORIZON = 10_000
 
 
 @attrs.frozen(kw_only=True)
@@ -37,11 +36,11 @@ class PPO(SamplerCorrection, OnlineLoss):
     default_num_generations: ClassVar[int] = 1
 
     kl_coef: float = setting(0.05, ge=0, help="Weight of the divergence from the reference in the reward; 0 loads no reference.")
-    kl_estimator: KLEstimator = setting("k1", help="Its estimate per token: k1 is the log-ratio x, k3 is exp(-x) - 1 + x.")
+    kl_estimator: Literal["k1", "k3"] = setting("k1", help="Its estimate per token: k1 is the log-ratio x, k3 is exp(-x) - 1 + x.")
     target_kl: float | None = setting(
         None, gt=0, help="Divergence of a completion, in nats, that kl_coef is steered towards; null keeps kl_coef as it is."
     )
-    kl_horizon: int = setting(KL_HORIZON, gt=0, help="Completions over which target_kl changes kl_coef; fewer change it faster.")
+    kl_horizon: int = setting(10_000, gt=0, help="Completions over which target_kl changes kl_coef; fewer change it faster.")
     cliprange: float = setting(0.2, gt=0, help="How far a token's probability ratio may move before it is clipped.")
     vf_coef: float = setting(0.1, ge=0, help="Weight of the critic's loss.")
     cliprange_value: float = setting(0.2, gt=0, help="How far a value may move from what it was before its loss is clipped.")
@@ -71,15 +70,10 @@ class PPO(SamplerCorrection, OnlineLoss):
                 f"target_kl is {self.target_kl:g}, but kl_coef is 0, and what steers it multiplies it: it would stay 0; "
                 "set kl_coef above 0, or leave target_kl out"
             )
-        if self.kl_coef == 0 and self.kl_estimator != "k1":
-            raise ValueError(
-                f"kl_estimator is {self.kl_estimator}, but kl_coef is 0, which leaves the divergence out; set kl_coef above 0, or "
-                "leave kl_estimator out"
-            )
-        if self.target_kl is None and self.kl_horizon != KL_HORIZON:
-            raise ValueError(
-                f"kl_horizon is {self.kl_horizon}, but without target_kl nothing reads it; leave it out, or set target_kl"
-            )
+        if self.kl_coef == 0:
+            refuse_unread(self, "kl_estimator", "kl_coef 0, which leaves the divergence out,", "set kl_coef above 0")
+        if self.target_kl is None:
+            refuse_unread(self, "kl_horizon", "a run without target_kl", "set target_kl")
         if self.critic == "shared" and self.critic_model is not None:
             raise ValueError(
                 f"critic_model is {self.critic_model!r}, but a shared critic is the policy's own model; leave it out, or set "
@@ -153,7 +147,7 @@ class PPO(SamplerCorrection, OnlineLoss):
         assert inputs.advantages is not None and inputs.token_values is not None
         counted = inputs.expand(inputs.kept)
         log_ratios = inputs.log_ratios.where(counted, 0.0)
-        ratios, worth = log_ratios.exp(), inputs.advantages.where(counted, 0.0)
+        ratios, worth = held_exp(log_ratios), inputs.advantages.where(counted, 0.0)
         free, clipped = -worth * ratios, -worth * ratios.clamp(1 - self.cliprange, 1 + self.cliprange)
         values, returns, before = inputs.token_values, inputs.columns["returns"], inputs.columns["values"]
         held = before + (values - before).clamp(-self.cliprange_value, self.cliprange_value)
@@ -193,8 +187,7 @@ class PPO(SamplerCorrection, OnlineLoss):
     def _kl(self, rollouts: LossInputs) -> Tensor:
         """Return the estimated divergence from the reference per token, [T]."""
         assert rollouts.reference_token_logps is not None
-        log_ratios = rollouts.token_logps - rollouts.reference_token_logps
-        return log_ratios if self.kl_estimator == "k1" else (-log_ratios).expm1() + log_ratios
+        return kl_estimate(self.kl_estimator, rollouts.token_logps - rollouts.reference_token_logps)
 
     def _steered(self, kl_coef: float, divergence: float, count: int, target: float) -> float:
         """Return the next coefficient, after `count` completions: a proportional controller (arXiv:1909.08593)."""

@@ -152,8 +152,11 @@ def test_divergence_of_completions_in_the_loss_is_summed(update):
             {"beta": 0.1, "kl_in": "loss", "kl_estimator": "k1"},
             "its gradient does not depend on the reference and is 0 on average; set it to k2 or k3, or kl_in to reward",
         ),
-        ({"kl_in": "loss"}, "kl_in is loss, but beta 0 leaves the divergence out; set beta above 0, or leave kl_in out"),
-        ({"kl_estimator": "k3"}, "kl_estimator is k3, but beta 0 leaves the divergence out"),
+        (
+            {"kl_in": "loss"},
+            "kl_in is loss, but beta 0, which .* does not read it; leave it out, or set beta above 0",
+        ),
+        ({"kl_estimator": "k3"}, "kl_estimator is k3, but beta 0, which leaves the divergence out, does not read it"),
         ({"reward_clip_range": (1.0, 1.0)}, r"must be \[least, greatest\] with least < greatest, got \[1, 1\]"),
     ],
 )

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import attrs
 
 from truing import Advantages, LossInputs, LossOutput, Needs, Term, setting
+from truing.kl import KLEstimator, kl_estimate
+from truing.off_policy import held_exp
+from truing.settings import refuse_unread
 from truing_reinforce.settings import PolicyGradient
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Baseline: TypeAlias = Literal["none", "moving_average", "leave_one_out", "batch"]
-KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 Level: TypeAlias = Literal["token", "sequence"]
-
-BASELINE_DECAY = 0.9
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +41,7 @@ class Reinforce(PolicyGradient):
         help="What is taken off a reward: nothing, the average of earlier batches, the mean of its prompt's other completions, or, "
         "by batch, the mean over all tokens, divided by their standard deviation (REINFORCE++).",
     )
-    baseline_decay: float = setting(BASELINE_DECAY, ge=0, lt=1, help="Weight of the past in moving_average.")
+    baseline_decay: float = setting(0.9, ge=0, lt=1, help="Weight of the past in moving_average.")
     beta: float = setting(0.0, ge=0, help="Weight of the divergence from the reference; 0 loads no reference.")
     kl_in: Literal["reward", "loss"] = setting(
         "reward", help="Where the divergence counts: in the reward, or as a term of the loss."
@@ -55,11 +55,8 @@ class Reinforce(PolicyGradient):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        if self.baseline != "moving_average" and self.baseline_decay != BASELINE_DECAY:
-            raise ValueError(
-                f"baseline_decay is {self.baseline_decay:g}, but baseline {self.baseline} does not read it; leave it out, or set "
-                "baseline to moving_average"
-            )
+        if self.baseline != "moving_average":
+            refuse_unread(self, "baseline_decay", f"baseline {self.baseline}", "set baseline to moving_average")
         if self.baseline == "batch" and self.normalize_advantages:
             raise ValueError("normalize_advantages is true, but baseline batch has normalised them already; set one of the two")
         if self.baseline == "batch" and self.importance_sampling_level == "sequence":
@@ -73,9 +70,9 @@ class Reinforce(PolicyGradient):
                 f"importance_sampling_correction is {correction}, but what is weighed here are whole completions; set it to "
                 f"{correction.replace('token', 'sequence')}"
             )
-        if self.beta == 0 and (self.kl_in != "reward" or self.kl_estimator is not None):
-            key, value = ("kl_in", self.kl_in) if self.kl_in != "reward" else ("kl_estimator", self.kl_estimator)
-            raise ValueError(f"{key} is {value}, but beta 0 leaves the divergence out; set beta above 0, or leave {key} out")
+        if self.beta == 0:
+            for name in ("kl_in", "kl_estimator"):
+                refuse_unread(self, name, "beta 0, which leaves the divergence out,", "set beta above 0")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "kl_estimator is k1 in the loss, where its gradient does not depend on the reference and is 0 on average; set it "
@@ -145,7 +142,7 @@ class Reinforce(PolicyGradient):
         else:
             advantages = inputs.expand(advantages.where(kept, 0.0))
         least, most = 1 - self.epsilon, 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
-        ratios = log_ratios.exp()
+        ratios = held_exp(log_ratios)
         costs = -(ratios * advantages).minimum(ratios.clamp(least, most) * advantages)
         correction = self.correction(inputs)
         if correction is not None:
@@ -168,11 +165,8 @@ class Reinforce(PolicyGradient):
     def _kl(self, inputs: LossInputs) -> Tensor:
         """Return the estimated divergence from the reference per token, [T]."""
         assert inputs.reference_token_logps is not None
-        log_ratios = inputs.token_logps - inputs.reference_token_logps
         kind = self.kl_estimator or ("k1" if self.kl_in == "reward" else "k2")
-        if kind == "k1":
-            return log_ratios
-        return log_ratios.square() / 2 if kind == "k2" else (-log_ratios).expm1() + log_ratios
+        return kl_estimate(kind, inputs.token_logps - inputs.reference_token_logps)
 
     def _averaged(self, rewards: Tensor, scored: Tensor, state: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
         """Return the average of earlier batches, this one's own mean where there is none, and the state with this one in it."""
