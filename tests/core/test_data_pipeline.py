@@ -334,6 +334,16 @@ def test_extra_columns_are_kept_for_rewards_and_dropped_elsewhere() -> None:
     assert trees_of(rows)[0][0].columns == {}
 
 
+def test_the_fingerprint_of_prompts_changes_with_what_rewards_read() -> None:
+    def prints(*answers: object) -> str:
+        rows = [pair(answer=answer) for answer in answers]
+        return trees_of(rows, PreferencePrompt(), layout=Layout.ROLLOUT)[0].fingerprint
+
+    assert prints("1", None) == prints("1", None)
+    assert len({prints("1", None), prints("2", None), prints(None, "1"), prints("1", [1])}) == 4
+    assert prints(object(), b"x") == prints(object(), b"x") != prints(object(), b"y")
+
+
 def test_the_fingerprint_changes_with_anything_that_training_reads() -> None:
     rows = [pair(), pair("r")]
     same = trees_of(rows)[0].fingerprint

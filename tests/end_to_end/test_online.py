@@ -66,12 +66,12 @@ def letter(prompt, response):
     return response.count("a") / max(1, len(response))
 
 
-def align(folder, method=None, *, resume=False, rewards=None, rollout=None, eval_dataset=None, **trainer):
+def align(folder, method=None, *, resume=False, rewards=None, rollout=None, dataset=None, eval_dataset=None, **trainer):
     tokenizer = tiny_tokenizer()
     return truing.align(
         model=tiny_model(tokenizer),
         tokenizer=tokenizer,
-        dataset=ROWS,
+        dataset=dataset or ROWS,
         eval_dataset=eval_dataset,
         method=method or Grpo(),
         format="text",
@@ -120,6 +120,32 @@ def test_resume_in_the_middle_of_a_rollout_batch_is_bitwise(tmp_path, step):
     assert completions(resumed) == completions(whole)
     one, other = (load_file(folder / "model" / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_resume_notices_what_rewards_read_and_says_what_evaluation_reads(tmp_path, capsys):
+    align(tmp_path / "run", max_steps=2, eval_dataset=ROWS[:2])
+    with pytest.raises(ConfigError, match="belongs to a run with other data "):
+        align(tmp_path / "run", max_steps=3, resume=True, dataset=[{**row, "answer": 0} for row in ROWS])
+    assert "evaluation data" not in capsys.readouterr().out
+    align(tmp_path / "run", max_steps=3, resume=True, eval_dataset=ROWS[:3])
+    assert "which is allowed, and gives the run another course: trainer.max_steps (2, now 3), evaluation data" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+@pytest.mark.parametrize("number", [float("nan"), torch.tensor([1.0, float("inf")])])
+def test_a_state_that_is_not_finite_is_not_taken_over(tmp_path, number):
+    @attrs.frozen(kw_only=True)
+    class Remembers(Grpo):
+        name: ClassVar[str] = "remembers"
+
+        def initial_state(self):
+            return {"average": 0.5}
+
+        def advantages(self, rollouts):
+            return attrs.evolve(super().advantages(rollouts), state={"average": number})
+
+    assert align(tmp_path / "run", Remembers(), max_steps=1).loss_state == {"average": 0.5}
 
 
 def test_several_passes_take_every_prompt_once_each_and_measure_the_ratio_against_their_start(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -143,13 +144,21 @@ class TreeDataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all token ids, masks, labels, ranks, margins and the order: what a checkpoint checks the data by."""
+        """SHA-256 over all token ids, masks, labels, ranks, margins, what rewards read, and the order: the data's identity."""
         digest = hashlib.sha256(self.layout.value.encode())
         for part in (self._tokens, self._mask, self._segments, self._labels, self._ranks, self._trees, self._margins):
             digest.update(part.numbers.data)
+        for read in zip(self._columns, self._prompts, strict=True):
+            digest.update(json.dumps(read, skipkeys=True, default=_shown).encode())
         if self._order is not None:
             digest.update(self._order.tobytes())
         return digest.hexdigest()
+
+
+def _shown(value: Any) -> str:
+    """Return the text of a value that JSON has not, or its type where the text would be another in each process."""
+    text, address = str(value), hex(id(value))
+    return type(value).__qualname__ if address in text else text
 
 
 def tree_to_json(tree: PromptTree, tokenizer: PreTrainedTokenizerBase, text: str | None = None) -> dict[str, Any]:

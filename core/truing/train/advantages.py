@@ -127,7 +127,7 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
             f"{first_line(error)}; mend its plugin (--debug shows where)"
         ) from error
     _check_advantages(loss, inputs, advantages)
-    if advantages.state is not None:
+    if advantages.state is not None and _is_finite(advantages.state):  # else it would spoil every step from here on
         run.state.loss_state = _moved(advantages.state, run.accelerator.device)
     counts = StepCounts.of([whole], Layout.ROLLOUT)
     metrics = {name: float(reduce_term(term, counts)) for name, term in advantages.metrics.items() if counts.has(term.per)}
@@ -190,6 +190,11 @@ def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:
         **_moved(run.constants, lengths.device),
         **columns,
     )
+
+
+def _is_finite(state: Mapping[str, Any]) -> bool:
+    numbers = [value for value in state.values() if isinstance(value, (float, Tensor))]
+    return all(bool(torch.as_tensor(number).isfinite().all()) for number in numbers)
 
 
 def _moved(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -12,14 +12,23 @@ from truing.model.digest import digest
 from truing.model.policy import Policy
 from truing.train.order import DataOrder
 
+EVAL_DATA = "evaluation data"
+"""The one part of an identity that may change from one resume to the next: no number of the training depends on it."""
+
 
 def run_identity(
-    config: TrainConfig, policy: Policy, order: DataOrder, data: str, *, reference: nn.Module | None = None
+    config: TrainConfig,
+    policy: Policy,
+    order: DataOrder,
+    data: str,
+    *,
+    eval_data: str | None = None,
+    reference: nn.Module | None = None,
 ) -> dict[str, str | int]:
     """Return what the course of a run depends on, by the words that an error names it with.
 
-    `policy` is as it is before the first step: the reference is made of it, so other starting weights are another run. So are the
-    weights of a reference that is another model.
+    `data` and `eval_data` are fingerprints. `policy` is as it is before the first step: the reference is made of it, so other
+    starting weights are another run. So are the weights of a reference that is another model.
     """
     parts = {"": policy.model} | {f"{name}.": head for name, head in policy.heads.items()}
     trained = [
@@ -30,6 +39,7 @@ def run_identity(
     ]
     return {
         "data": data[:16],
+        **({} if eval_data is None else {EVAL_DATA: eval_data[:16]}),
         "method": config.method.name,
         "prompts per step": order.per_lot,
         **({} if order.steps_per_lot == 1 else {"steps on a rollout batch": order.steps_per_lot}),

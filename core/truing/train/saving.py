@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from truing.errors import ConfigError, TruingError, first_line
+from truing.model.mapped import own
 from truing.model.reference import Following
 from truing.model.spread import is_spread
 from truing.train.changes import describe_changes, flat_settings
 from truing.train.checkpoint import CheckpointError, Contents, DamagedError, Manifest, verify
 from truing.train.checkpoint.background import Save, Snapshot
 from truing.train.guard import require_finite_state, weights_are_finite
+from truing.train.identity import EVAL_DATA
 from truing.train.ranks import together
 from truing.train.run import Run
 from truing.train.run_dir import METRICS, library_versions
@@ -182,7 +184,9 @@ def _about(run: Run, *, sharded: bool) -> dict[str, Any]:
 def restore(run: Run, path: Path | None) -> None:
     """Take over the newest whole checkpoint, or the one at `path`; later ones are put aside, for the run takes its own course.
 
-    Raises ConfigError when the one at `path` is damaged, or when the checkpoint belongs to another run or to a longer one.
+    A run without a checkpoint starts from its first step. Raises CheckpointError, having changed nothing on the disk, when there
+    are some and none can be used; ConfigError when the one at `path` is damaged, or when the checkpoint belongs to another run or
+    to a longer one.
     """
     store = run.run_dir.store
     # one rank looks, for another may see a folder that is renamed meanwhile
@@ -194,8 +198,13 @@ def restore(run: Run, path: Path | None) -> None:
             break
         if path is not None:
             raise ConfigError(f"{candidate} cannot be resumed: {problem}; name another, or none for the newest whole one")
-        run.reporter.warn(f"{candidate} is damaged: {problem}; trying the one before it")
+        run.reporter.warn(f"{candidate} is damaged: {problem}")
     else:
+        if candidates:
+            raise CheckpointError(
+                f"none of the checkpoints in {store.folder} can be used ({len(candidates)} tried), and nothing was changed; mend "
+                "what keeps them from being read, or, to start from the first step, move them elsewhere"
+            )
         run.reporter.say(f"no checkpoint in {store.folder}: starting from the first step")
         if run.accelerator.is_main_process:
             run.run_dir.rewrite_metrics(b"")
@@ -229,15 +238,22 @@ def _require_same_run(run: Run, path: Path, manifest: Manifest) -> None:
     differing = [
         f"{key} ({saved.get(key)}, now {run.identity.get(key)})"
         for key in sorted({*saved, *run.identity})
-        if saved.get(key) != run.identity.get(key)
+        if saved.get(key) != run.identity.get(key) and key != EVAL_DATA
     ]
+    if saved.get(EVAL_DATA) != run.identity.get(EVAL_DATA):
+        others.append(EVAL_DATA)
     if differing or fixed:
         keys = f" Keys that differ: {', '.join(fixed + others)}." if fixed or others else ""
         raise ConfigError(
             f"{path} belongs to a run with other {', '.join(differing or fixed)}; resume with what that run had, or start anew in "
             f"another output.dir.{keys}"
         )
-    ranks = run.accelerator.num_processes
+    ranks, spread = run.accelerator.num_processes, is_spread(run.policy)
+    if manifest.sharded is not spread:
+        before, now = ("is", "are not") if manifest.sharded else ("is not", "are")
+        raise ConfigError(
+            f"{path} {before} of weights that were spread over processes (FSDP), and here they {now}; start as that run was started"
+        )
     if manifest.sharded and manifest.world_size != ranks:
         raise ConfigError(f"{path} has the weights of {manifest.world_size} processes, and there are {ranks}; start as many")
     if manifest.step > run.total_steps:
@@ -261,7 +277,7 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
             raise DamagedError(f"{STATE} is of step {numbers['step']!r}, and the manifest of step {manifest.step}")
         tables = {name: load_file(path / f"{name}.safetensors") for name in (weights, optimizer, "loss_state", "source")}
         reference = _reference(run, path, manifest)
-        run.source.load(numbers["source"], tables["source"])
+        run.source.load(numbers["source"], {name: own(tensor) for name, tensor in tables["source"].items()})
         completions = int(numbers["completions_bytes"])
         state.load(numbers, tables[weights], tables[optimizer], tables["loss_state"])
         if isinstance(run.reference, Following) and reference is not None:

@@ -94,7 +94,8 @@ def set_up(
     state.loss_state = _initial_state(config)
     state.scheduler, state.scaler = make_schedule(optimizer, config.trainer, total_steps), accelerator.scaler
     other = second.model if second is not None and is_other_model(config) else None
-    identity = run_identity(config, policy, order, data.trees.fingerprint, reference=other)
+    eval_data = None if data.eval_trees is None else data.eval_trees.fingerprint
+    identity = run_identity(config, policy, order, data.trees.fingerprint, eval_data=eval_data, reference=other)
     wrapped, state.optimizer = accelerator.prepare(policy, optimizer)
     reference = make_reference(config, policy, wrapped, second)
     if accelerator.is_main_process:
