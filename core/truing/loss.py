@@ -39,15 +39,25 @@ class Needs(enum.Flag):
 
     NOTHING = 0
     REFERENCE_LOGPS = enum.auto()
+    """`reference_token_logps`; a reference is loaded."""
     MISMATCHED_LOGPS = enum.auto()
+    """`mismatched_token_logps`, and the reference's where REFERENCE_LOGPS is named too; the LABELED layout."""
     BEHAVIOR_LOGPS = enum.auto()
+    """`behavior_token_logps`, those of the sampler."""
     PROXIMAL_LOGPS = enum.auto()
+    """`proximal_token_logps`, those of the policy before its first step on the samples."""
     PROMPT_LOGPS = enum.auto()
+    """`prompt_token_logps`; prompt tokens are counted too."""
     ENTROPY = enum.auto()
+    """`token_entropy`."""
     SQUARED_PROBS = enum.auto()
+    """`token_squared_probs`."""
     VALUES = enum.auto()
+    """`token_values`, a critic's."""
     SCORES = enum.auto()
+    """`scores`, a score head's."""
     REWARDS = enum.auto()
+    """`rewards` and `reward_weights`; in `rollout_needs`."""
     NO_LOGPS = enum.auto()
     """No log-probability is read: the head that predicts tokens does not run, nor train unless the decoder shares its weights."""
 
@@ -362,7 +372,19 @@ class Loss(Protocol):
 
 
 class OnlineLoss(Loss, Protocol):
-    """A loss of the ROLLOUT layout, which also turns rewards into advantages."""
+    """A loss of the ROLLOUT layout, which also turns rewards into advantages.
+
+    Core reads these attributes, class variables or settings, where a method has them:
+
+    - `default_num_generations`: completions of a prompt where the configuration does not say; else 8.
+    - `least_generations`, `least_completion_length`: the least that `rollout` may say of either.
+    - `max_completion_length`: the most tokens of a completion, if `rollout` does not say it.
+    - `num_minibatches`, `num_iterations`: optimiser steps that one pass over a rollout batch is, and passes.
+    - `dynamic_sampling`: how often groups of which nothing can be learned are sampled anew.
+    - `num_sample_generations`: tables of samples shown over the run.
+    - `trained_layout`: the layout that the loss is called with, if it is another; PAIRED needs `Advantages.pairs`.
+    - `critic`, "separate" or "shared", and `critic_model`: where VALUES come from.
+    """
 
     @property
     def rollout_needs(self) -> Needs:
