@@ -227,6 +227,41 @@ def test_sampler_and_trainer_agree_on_log_probabilities(tmp_path, temperature):
     assert all(0 < line["gap"] < 1e-5 for line in state.history)
 
 
+@attrs.frozen(kw_only=True)
+class Forgetful(FakeRollout):
+    """Knows the log-probabilities of the first completion of each prompt alone."""
+
+    name: ClassVar[str] = "forgetful"
+
+    def open(self, context):
+        class Live(LiveFakeRollout):
+            def generate(self, requests):
+                for completion in super().generate(requests):
+                    yield completion if completion.index == 0 else attrs.evolve(completion, token_logps=None)
+
+        return Live(context.tokenizer)
+
+
+@attrs.frozen(kw_only=True)
+class Agreement(Gap):
+    """Measures of how many tokens the sampler's log-probabilities are the trainer's."""
+
+    name: ClassVar[str] = "agreement"
+
+    @property
+    def needs(self):
+        return super().needs | Needs.BEHAVIOR_LOGPS
+
+    def advantages(self, rollouts):
+        same = (rollouts.behavior_token_logps == rollouts.token_logps).float()
+        return attrs.evolve(super().advantages(rollouts), metrics={"agreement": Term(rollouts.mean(same), "sequence")})
+
+
+def test_the_trainer_scores_what_a_backend_has_no_log_probabilities_of(tmp_path):
+    state = align(tmp_path / "run", Agreement(), rollout={"backend": Forgetful()}, max_steps=2)
+    assert [line["agreement"] for line in state.history] == [0.75, 0.75]
+
+
 def test_a_function_of_a_file_samples_with_the_policy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
