@@ -17,8 +17,8 @@ import truing.train.step
 from tests.core.good_losses import Grpo, OnlinePairs
 from tests.end_to_end.helpers import save_tiny_model, write_rows
 from tests.end_to_end.test_resume import history
-from truing import Advantages, ConfigError, PluginError, RolloutError, Term, TruingError
-from truing.config import RewardEntry, RolloutConfig
+from truing import Advantages, ConfigError, PluginError, Term
+from truing.config import RolloutConfig
 from truing.loss import Layout, Needs
 from truing.rollout.functions import FunctionRollout
 from truing.testing import tiny_model, tiny_tokenizer
@@ -253,6 +253,41 @@ def test_sampler_and_trainer_agree_on_log_probabilities(tmp_path, temperature):
     assert all(0 < line["gap"] < 1e-5 for line in state.history)
 
 
+@attrs.frozen(kw_only=True)
+class Forgetful(FakeRollout):
+    """Knows the log-probabilities of the first completion of each prompt alone."""
+
+    name: ClassVar[str] = "forgetful"
+
+    def open(self, context):
+        class Live(LiveFakeRollout):
+            def generate(self, requests):
+                for completion in super().generate(requests):
+                    yield completion if completion.index == 0 else attrs.evolve(completion, token_logps=None)
+
+        return Live(context.tokenizer)
+
+
+@attrs.frozen(kw_only=True)
+class Agreement(Gap):
+    """Measures of how many tokens the sampler's log-probabilities are the trainer's."""
+
+    name: ClassVar[str] = "agreement"
+
+    @property
+    def needs(self):
+        return super().needs | Needs.BEHAVIOR_LOGPS
+
+    def advantages(self, rollouts):
+        same = (rollouts.behavior_token_logps == rollouts.token_logps).float()
+        return attrs.evolve(super().advantages(rollouts), metrics={"agreement": Term(rollouts.mean(same), "sequence")})
+
+
+def test_the_trainer_scores_what_a_backend_has_no_log_probabilities_of(tmp_path):
+    state = align(tmp_path / "run", Agreement(), rollout={"backend": Forgetful()}, max_steps=2)
+    assert [line["agreement"] for line in state.history] == [0.75, 0.75]
+
+
 def test_a_function_of_a_file_samples_with_the_policy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
@@ -263,48 +298,6 @@ def test_a_function_of_a_file_samples_with_the_policy(tmp_path, monkeypatch):
     )
     state = align(tmp_path / "run", rollout={"backend": FunctionRollout(name="mine.draw", base_dir=tmp_path)}, max_steps=2)
     assert state.step == 2 and len(completions(tmp_path / "run")) == 2 * 2 * 4
-
-
-def test_what_a_failing_reward_costs(tmp_path):
-    def picky(prompt, response):
-        if "a" in response:
-            raise RuntimeError("no a, please")
-        return 1.0
-
-    state = align(tmp_path / "run", rewards=[RewardEntry(reward=truing.rewards.as_reward(picky))], max_steps=1, batch_size=8)
-    lines = completions(tmp_path / "run")
-    assert all("a" not in line["completion"] for line in lines)
-    assert state.history[0]["completions/lost"] == 8 * 4 - len(lines) > 0
-    assert state.history[0]["rewards/picky/error_rate"] == pytest.approx(1 - len(lines) / 32)
-    with pytest.raises(TruingError, match="picky"):
-        entry = RewardEntry(reward=truing.rewards.as_reward(picky), on_error="fail")
-        align(tmp_path / "fail", rewards=[entry], max_steps=1, batch_size=8)
-
-
-@attrs.frozen(kw_only=True)
-class Unsure(FakeRollout):
-    """Fails on the first completion of each prompt, and tells something of the others."""
-
-    name: ClassVar[str] = "unsure"
-
-    def open(self, context):
-        class Live(LiveFakeRollout):
-            def generate(self, requests):
-                for completion in super().generate(requests):
-                    failed = {"finish_reason": "error", "extra": {"error": "out of letters"}}
-                    yield attrs.evolve(completion, **(failed if completion.index == 0 else {"extra": {"turns": "many"}}))
-
-        return Live(context.tokenizer)
-
-
-def test_what_a_failing_backend_costs(tmp_path):
-    state = align(tmp_path / "run", rollout={"backend": Unsure()}, max_steps=2)
-    assert state.history[0]["completions/error_rate"] == 0.25 and state.history[0]["completions/lost"] == 2
-    assert len(completions(tmp_path / "run")) == 2 * 2 * 3
-    with pytest.raises(
-        RolloutError, match="failed on 2 of 8 completions, more than .* 0.2 allows; the first failure: out of letters"
-    ):
-        align(tmp_path / "strict", rollout={"backend": Unsure(), "max_error_rate": 0.2}, max_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -190,13 +190,19 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
     )
 
 
+def joined_columns(sampled: Sequence[Sampled]) -> dict[str, Tensor]:
+    """Return the columns that all completions have, [T] each; a backend may know the log-probabilities of some only."""
+    shared = [name for name in sampled[0].columns if all(name in one.columns for one in sampled)]
+    return {name: torch.cat([one.columns[name] for one in sampled]) for name in shared}
+
+
 def _of_sampled(known: Sequence[Sampled | None]) -> dict[str, Any]:
     """Return the fields of a batch that say what is known of sampled completions; all of them are, or none."""
     sampled = [one for one in known if one is not None]
     if not sampled:
         return {"columns": {}, "rewards": None, "truncated": None, "advantages": None}
     return {
-        "columns": {name: torch.cat([one.columns[name] for one in sampled]) for name in sampled[0].columns},
+        "columns": joined_columns(sampled),
         "rewards": torch.tensor([one.rewards for one in sampled], dtype=torch.float32),
         "truncated": torch.tensor([one.truncated for one in sampled]),
         "advantages": _column([one.advantage for one in sampled], torch.float32),

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from truing.data.batch import TreeBatch
+from truing.data.batch import TreeBatch, joined_columns
 from truing.data.dataset import branch_roles
 from truing.data.tree import PromptTree
 from truing.declared import all_needs
@@ -173,11 +173,7 @@ def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:
     sampled = [branch.sampled for branch in branches if branch.sampled is not None]
     lengths = torch.tensor([branch.counted for branch in branches])
     fields = {field.name for field in attrs.fields(LossInputs)}
-    columns: dict[str, Any] = {
-        name: torch.cat([one.columns[name] for one in sampled])
-        for name in sampled[0].columns
-        if name in fields and all(name in one.columns for one in sampled)  # a backend may know some log-probabilities only
-    }
+    columns: dict[str, Any] = {name: column for name, column in joined_columns(sampled).items() if name in fields}
     columns.setdefault("token_logps", torch.full((int(lengths.sum()),), torch.nan))
     return LossInputs(
         layout=Layout.ROLLOUT,

@@ -49,10 +49,10 @@ class RolloutLog:
             "frac_reward_zero_std": _mean([float(one) for one in flat]),
             **dict(self._by_reward(groups)),
             "completions/mean_length": _mean(lengths),
-            "completions/min_length": float(min(lengths, default=0)),
-            "completions/max_length": float(max(lengths, default=0)),
+            "completions/min_length": float(min(lengths, default=math.nan)),
+            "completions/max_length": float(max(lengths, default=math.nan)),
             "completions/mean_terminated_length": _mean(ended),
-            "completions/clipped_ratio": 1 - len(ended) / max(1, len(lengths)),
+            "completions/clipped_ratio": 1 - len(ended) / len(lengths) if lengths else math.nan,
             "completions/mean_turns": _mean([one.episode.turns for one in completions if one.episode is not None]),
             "completions/lost": float(sum(group.lost for group in groups)),
         }
@@ -94,7 +94,7 @@ class RolloutLog:
         error = run.run_dir.append_completions(lines)
         if error is not None:
             run.reporter.warn(f"completions.jsonl cannot be written ({error}); tried again with the next batch")
-        if self._shows():
+        if lines and self._shows():
             run.reporter.table(
                 f"samples of step {run.state.step + 1}",
                 ("prompt", "completion", "reward", "advantage"),

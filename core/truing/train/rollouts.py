@@ -17,7 +17,7 @@ from truing.context import OpenContext
 from truing.data.dataset import TreeDataset
 from truing.data.stored import stored_trees, tree_numbers, tree_tensors
 from truing.data.tree import PromptTree, Trees
-from truing.errors import ConfigError, RolloutError, TruingError
+from truing.errors import ConfigError, RolloutError
 from truing.model.weight_source import PolicyWeights
 from truing.rewards.runner import RewardRunner
 from truing.rollout.completion import is_concurrent
@@ -25,7 +25,7 @@ from truing.rollout.grown import tree_of
 from truing.rollout.opening import open_rollout
 from truing.rollout.plan import RolloutPlan
 from truing.rollout.sampler import Asked, Group, Lot, Sampler
-from truing.train.advantages import learn_from, measure
+from truing.train.advantages import Learned, learn_from, measure
 from truing.train.order import DataOrder
 from truing.train.ranks import together
 from truing.train.rollout_log import RolloutLog
@@ -141,14 +141,7 @@ class RolloutSource:
         groups, sampled = lot.groups, time.perf_counter()
         errors = self._end_batch(run, groups)
         trees = [tree_of(self.prompts[group.sample_id], group) for group in groups if group.completions]
-        if not trees:
-            lost, log = sum(group.lost for group in groups), run.run_dir.path / "rewards.log"
-            raise TruingError(
-                f"step {run.state.step + 1}: none of {lost} completions has a score, so that nothing can be learned: calls of "
-                f"rewards failed ({log} says how), or the rollout backend did"
-            )
-        trees = measure(run, trees, updates=self.plan.updates)
-        learned = learn_from(run, trees, updates=self.plan.updates)
+        learned = self._learned(run, trees) if trees else self._nothing(run, groups)
         self._trees = learned.trees
         self._metrics = {
             **self._log.metrics(groups),
@@ -160,6 +153,18 @@ class RolloutSource:
             "seconds/advantages": time.perf_counter() - sampled,
         }
         self._log.write(groups, learned.by_completion)
+
+    def _learned(self, run: Run, trees: Sequence[PromptTree]) -> Learned:
+        return learn_from(run, measure(run, trees, updates=self.plan.updates), updates=self.plan.updates)
+
+    def _nothing(self, run: Run, groups: Sequence[Group]) -> Learned:
+        """Say that every completion is lost, which is within the error rates that are allowed: the steps on them change nothing."""
+        lost, log = sum(group.lost for group in groups), run.run_dir.path / "rewards.log"
+        run.reporter.warn(
+            f"step {run.state.step + 1}: none of {lost} completions has a score, so that nothing is learned from them: calls of "
+            f"rewards failed ({log} says how), or the rollout backend did; lower max_error_rate to end the run where that happens"
+        )
+        return Learned(trees=[], by_completion=[], metrics={})
 
     def _resamplings(self, run: Run) -> int:
         return int(getattr(run.loss, "dynamic_sampling", 0))

@@ -1,0 +1,109 @@
+"""What failing rewards and backends cost a run that samples its completions: their samples, or whole steps, and when the run."""
+
+from __future__ import annotations
+
+import shutil
+from typing import ClassVar
+
+import attrs
+import pytest
+import torch
+
+import truing
+from tests.end_to_end.test_online import Repeated, align, completions
+from tests.end_to_end.test_resume import history
+from truing import RolloutError, TruingError
+from truing.config import RewardEntry
+from truing.testing import tiny_model, tiny_tokenizer
+from truing.testing.fakes import FakeRollout, LiveFakeRollout
+
+
+def test_what_a_failing_reward_costs(tmp_path):
+    def picky(prompt, response):
+        if "a" in response:
+            raise RuntimeError("no a, please")
+        return 1.0
+
+    state = align(tmp_path / "run", rewards=[RewardEntry(reward=truing.rewards.as_reward(picky))], max_steps=1, batch_size=8)
+    lines = completions(tmp_path / "run")
+    assert all("a" not in line["completion"] for line in lines)
+    assert state.history[0]["completions/lost"] == 8 * 4 - len(lines) > 0
+    assert state.history[0]["rewards/picky/error_rate"] == pytest.approx(1 - len(lines) / 32)
+    with pytest.raises(TruingError, match="picky"):
+        entry = RewardEntry(reward=truing.rewards.as_reward(picky), on_error="fail")
+        align(tmp_path / "fail", rewards=[entry], max_steps=1, batch_size=8)
+
+
+@attrs.frozen(kw_only=True)
+class Unsure(FakeRollout):
+    """Fails on the first completion of each prompt, and tells something of the others."""
+
+    name: ClassVar[str] = "unsure"
+
+    def open(self, context):
+        class Live(LiveFakeRollout):
+            def generate(self, requests):
+                for completion in super().generate(requests):
+                    failed = {"finish_reason": "error", "extra": {"error": "out of letters"}}
+                    yield attrs.evolve(completion, **(failed if completion.index == 0 else {"extra": {"turns": "many"}}))
+
+        return Live(context.tokenizer)
+
+
+def test_what_a_failing_backend_costs(tmp_path):
+    state = align(tmp_path / "run", rollout={"backend": Unsure()}, max_steps=2)
+    assert state.history[0]["completions/error_rate"] == 0.25 and state.history[0]["completions/lost"] == 2
+    assert len(completions(tmp_path / "run")) == 2 * 2 * 3
+    with pytest.raises(
+        RolloutError, match="failed on 2 of 8 completions, more than .* 0.2 allows; the first failure: out of letters"
+    ):
+        align(tmp_path / "strict", rollout={"backend": Unsure(), "max_error_rate": 0.2}, max_steps=2)
+
+
+def test_what_a_reward_costs_that_fails_on_everything(tmp_path, capsys):
+    def broken(prompt, response):
+        raise RuntimeError("out of order")
+
+    def run(name, **limits):
+        entry = RewardEntry(reward=truing.rewards.as_reward(broken), **limits)
+        return align(tmp_path / name, rewards=[entry], max_steps=2)
+
+    before = {name: weight.clone() for name, weight in tiny_model(tiny_tokenizer()).named_parameters()}
+    state = run("lenient", max_error_rate=1)
+    assert state.step == 2 and all(torch.equal(weight, before[name]) for name, weight in state.model.named_parameters())
+    assert [line["completions/lost"] for line in state.history] == [8, 8] and not (tmp_path / "lenient/completions.jsonl").exists()
+    assert not any(name.startswith(("completions/clipped", "completions/max")) for name in state.history[0])
+    assert "step 2: none of 8 completions has a score" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(TruingError, match="has no score for 8 of 8 samples, more than its max_error_rate 0.5 allows"):
+        run("default")
+
+
+@attrs.frozen(kw_only=True)
+class LateRiser(FakeRollout):
+    """Fails on all of the first rollout batch."""
+
+    name: ClassVar[str] = "late-riser"
+
+    def open(self, context):
+        class Live(LiveFakeRollout):
+            def generate(self, requests):
+                for completion in super().generate(requests):
+                    failed = completion.request_id.startswith("lot.0.")
+                    yield attrs.evolve(completion, finish_reason="error") if failed else completion
+
+        return Live(context.tokenizer)
+
+
+def test_a_rollout_batch_that_is_lost_changes_nothing_and_can_be_resumed_within(tmp_path):
+    def run(name, **options):
+        rollout = {"backend": LateRiser(), "max_error_rate": 1}
+        return align(tmp_path / name, Repeated(), rollout=rollout, save_steps=1, **options)
+
+    whole = run("whole", max_steps=6)
+    assert ["loss" in line for line in whole.history] == [False] * 4 + [True] * 2
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for later in range(3, 7):
+        shutil.rmtree(tmp_path / "resumed/checkpoints" / f"step-{later:08d}")
+    resumed = run("resumed", max_steps=6, resume=True)
+    assert history(tmp_path / "resumed") == history(tmp_path / "whole") and resumed.step == 6
+    assert completions(tmp_path / "resumed") == completions(tmp_path / "whole") != []
