@@ -135,23 +135,26 @@ def register_rollout() -> list[type[Rollout]]:
     """Register rollout backends: classes whose `open(context)` makes a live sampler.
 
     The live object has `generate(requests)`, which yields Completions as they finish, `update_weights(version, source)` and
-    `close()`. See truing.rollout for what a request asks and a Completion carries.
+    `close()`. See truing.rollout for what a request asks and a Completion carries. Say in `versions` which weights wrote which
+    tokens: episodes, and runs with max_staleness, need it.
 
     Example:
 
         from typing import ClassVar
         import attrs
-        from truing import Completion, hookimpl
+        from truing import Completion, VersionSpan, hookimpl
 
         class LiveEcho:
+            version = 0
             def generate(self, requests):
                 for request in requests:
                     for index in range(request.n):
                         ids = request.prompt_ids[: request.sampling.max_completion_length]
                         yield Completion(request_id=request.id, index=index, prompt_ids=request.prompt_ids,
-                                         token_ids=ids, finish_reason="stop")
+                                         token_ids=ids, finish_reason="stop",
+                                         versions=(VersionSpan(version=self.version, start=0, end=len(ids)),))
             def update_weights(self, version, source):
-                pass
+                self.version = version
             def close(self):
                 pass
 

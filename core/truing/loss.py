@@ -72,9 +72,10 @@ class LossInputs:
 
     layout: Layout
     token_logps: Tensor
-    """[T] policy log-probability of each counted token; the only field that carries a gradient, with the optional ones below it.
+    """[T] policy log-probability of each counted token.
 
-    NaN, without a gradient, where the loss's `needs` names NO_LOGPS.
+    It carries a gradient, and so do token_entropy, token_squared_probs, token_values, scores and prompt_token_logps; no other field
+    does. NaN, without a gradient, where the loss's `needs` names NO_LOGPS.
     """
     sequence_ids: Tensor
     """[T] int64, the branch that each token belongs to."""

@@ -1,4 +1,4 @@
-"""Every figure that this repository states about itself: `make bench`."""
+"""What `make bench` measures of Truing alone: start-up, the forward, checkpoints. The other scripts are run by themselves."""
 
 from __future__ import annotations
 

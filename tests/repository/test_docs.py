@@ -20,6 +20,7 @@ from truing.config import classes, load_config
 from truing.data.paths import local_path
 from truing.loss import Layout
 from truing.registry import KIND_WORDS, Registry
+from truing.registry.first_party import FIRST_PARTY, family
 from truing_cpo import CPO, SimPO
 from truing_dpo import DPO, OnlineDPO
 from truing_gdpo import GDPO
@@ -68,6 +69,17 @@ def test_the_readme_lists_what_the_registry_has():
         for info in Registry.load(quiet=True).plugins
         if info.dist == "truing" or (ROOT / "plugins" / info.name).is_dir()
     }
+
+
+def test_core_knows_the_names_of_every_plugin_here():
+    registered = {
+        (kind, family(kind, name), info.dist)
+        for info in Registry.load(quiet=True).plugins
+        if info.dist != "truing" and (ROOT / "plugins" / info.name).is_dir()
+        for kind, names in info.names.items()
+        for name in names
+    }
+    assert registered == {(kind, name, dist) for kind, dists in FIRST_PARTY.items() for name, dist in dists.items()}
 
 
 def test_the_readme_lists_the_commands():

@@ -127,9 +127,9 @@ class RolloutConfig:
     """Where an online method's completions come from, how many there are and how they are drawn."""
 
     backend: Rollout
-    num_generations: int | None = setting(None, gt=0, help="Completions of each prompt; null is what the method is used to.")
+    num_generations: int | None = setting(None, gt=0, help="Completions of each prompt; null: the method's default.")
     prompts_per_batch: int | None = setting(
-        None, gt=0, help="Prompts that are completed before the weights change; null: those of method.num_minibatches steps."
+        None, gt=0, help="Prompts of one rollout batch, sampled and scored together; null: those of method.num_minibatches steps."
     )
     max_completion_length: int | None = setting(
         None, gt=0, help="Most tokens of a completion; null is the method's max_completion_length, or else 256."
@@ -200,7 +200,10 @@ class TrainerConfig:
     save_timeout: float = setting(1800.0, gt=0, help="Seconds that a checkpoint may take to write before it counts as failed.")
     max_skipped_steps: int = setting(10, gt=0, help="Steps left out in a row before the run stops.")
     skip_spikes: float | None = setting(
-        None, gt=0, help="Leave out a step whose log gradient norm is so many deviations above the last good ones'; null never."
+        None,
+        gt=0,
+        help="Leave out a step whose log gradient norm is more than so many standard deviations above the mean of the last good "
+        "steps'; null: never.",
     )
     reward_workers: int | None = setting(
         None, gt=0, help="Processes that call the rewards named in a configuration; null is one for each CPU, up to 4."

@@ -55,7 +55,7 @@ def prepare(reward: object) -> None:
 
 @attrs.frozen(kw_only=True)
 class EnvironmentReward:
-    """What the environment rewarded an episode with; it does not apply to one that was not rewarded."""
+    """The sum of what the environment rewarded an episode with, 0.0 where it rewarded nothing; not for completions without one."""
 
     name: ClassVar[str] = "environment"
     key: str | None = setting(None, help="Which of the environment's rewards; null where it gives one alone.")
