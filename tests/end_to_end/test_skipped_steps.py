@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import attrs
 import pytest
@@ -11,8 +13,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from tests.end_to_end.helpers import write_config
+from tests.end_to_end.steps import make_run, prepare_folder
 from truing.cli import main
+from truing.errors import TruingError
+from truing.train import skipped
 from truing.train.guard import ENOUGH, judge
+from truing.train.step import train_step
 
 
 def truing(*arguments):
@@ -105,6 +111,44 @@ def test_a_folder_without_runs(tmp_path):
     assert truing("runs", tmp_path).output == f"no run in {tmp_path}\n"
     assert truing("runs", tmp_path / "none").exit_code == 2
     assert "holds no checkpoint" in truing("verify", tmp_path).output
+
+
+@pytest.fixture
+def last(tmp_path):
+    """Return a run that ends with the first step that is left out."""
+    prepare_folder(tmp_path)
+    run = make_run(tmp_path, "run", dtype="float32", max_steps=4, max_skipped_steps=1)
+    run.wrapped.train()
+    return run
+
+
+def end_of(run):
+    with pytest.raises(TruingError, match="steps in a row were left out, the last one: ") as caught:
+        train_step(run)
+    return str(caught.value)
+
+
+def test_an_fp16_overflow_is_not_kept_and_its_error_names_no_replay(last):
+    last.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    last.accelerator._optimizers.clear()
+    last.state.optimizer = last.accelerator.prepare(last.state.optimizer.optimizer)
+    error = end_of(last)
+    assert "not finite: gradient. The weights are those of step 0" in error
+    assert error.endswith("or look at the samples named above") and not last.run_dir.skipped.exists()
+
+
+def test_a_step_that_the_disk_does_not_take_costs_its_record_alone(last, monkeypatch):
+    monkeypatch.setattr("truing.train.step.judge", lambda run, finite, norm: ["gradient"])
+    assert end_of(last).endswith(f"; truing replay {last.run_dir.path} 1 computes one again")
+
+    def full(path, chunks):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(skipped, "write_file", full)
+    said = []
+    monkeypatch.setattr(last.reporter, "warn", said.append)
+    assert "truing replay" not in end_of(last)
+    assert said[-1].startswith("step 1 cannot be kept for replay: OSError: [Errno 28] No space left")
 
 
 @attrs.define(slots=False)

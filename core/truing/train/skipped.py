@@ -65,10 +65,13 @@ def folder_of(skipped: Path, step: int) -> Path:
     return skipped / f"step-{step:08d}"
 
 
-def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random: RandomState) -> None:
-    """Write a step to the run directory, on the first rank; a disk that does not take it costs the record and not the run."""
+def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random: RandomState) -> bool:
+    """Write a step to the run directory, on the first rank; a disk that does not take it costs the record and not the run.
+
+    Return whether it is kept, so far as this rank knows.
+    """
     if not run.accelerator.is_main_process:
-        return
+        return True
     state, folder = run.state, run.run_dir.skipped
     weights = folder / f"weights-{_unchanged_since(run):08d}.safetensors"
     moments = state.optimizer_tensors() if OPTIMIZER in problems else {}
@@ -107,6 +110,8 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
             write_file(weights, safetensors_chunks({**state.weights(), **moving}))
     except OSError as error:
         run.reporter.warn(f"step {state.step + 1} cannot be kept for replay: {first_line(error)}")
+        return False
+    return True
 
 
 def _unchanged_since(run: Run) -> int:

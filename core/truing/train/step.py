@@ -152,8 +152,7 @@ def _skip(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random
     why = "the norm of its gradient is a spike" if SPIKE in problems else f"not finite: {', '.join(problems)}"
     named = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
     run.reporter.warn(f"step {state.step + 1} left out: {why} (samples {named})")
-    if not _is_overflow(run, problems):
-        keep_skipped(run, problems, trees, random)
+    kept = not _is_overflow(run, problems) and keep_skipped(run, problems, trees, random)
     if state.skipped_in_a_row < run.trainer.max_skipped_steps:
         return
     advice = (
@@ -161,9 +160,10 @@ def _skip(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random
         if OPTIMIZER in problems
         else "Lower trainer.learning_rate, use bf16 instead of fp16, or look at the samples named above"
     )
+    again = f"; truing replay {run.run_dir.path} {state.step + 1} computes one again" if kept else ""
     raise TruingError(
         f"{state.skipped_in_a_row} steps in a row were left out, the last one: {why}. The weights are those of step "
-        f"{state.step + 1 - state.skipped_in_a_row}. {advice}; truing replay {run.run_dir.path} {state.step + 1} computes one again"
+        f"{state.step + 1 - state.skipped_in_a_row}. {advice}{again}"
     )
 
 
