@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -64,3 +66,38 @@ def test_a_rank_that_only_saves_stops_with_the_one_that_was_stopped():
         os.kill(os.getpid(), signal.SIGUSR1)
         stopped = torch.tensor([2])  # SIGINT, by its place in the order
         assert interrupt.received(ranks(2, lambda noted: torch.cat((noted, stopped)))) == signal.SIGINT
+
+
+def test_a_stop_is_noted_whenever_it_comes_while_a_save_is():
+    """Before every instruction of what notes a save and of what answers it, as if signals were looked for there too."""
+    for instant in itertools.count():
+        with InterruptSignal() as interrupt:
+            sent, answers = stopped_at(instant, interrupt)
+        if not sent:
+            assert instant > 20
+            return
+        assert signal.SIGTERM in answers, f"lost at instruction {instant}"
+
+
+def stopped_at(instant, interrupt):
+    """Ask for a save, and look twice, with SIGTERM at an instant; return whether it came to that, and what was seen."""
+    left = itertools.count(instant, -1)
+    sent = []
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_name not in {"received", "_save"}:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            sent.append(instant)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        answers = [interrupt.received(ranks(1))]
+    finally:
+        sys.settrace(before)
+    return bool(sent), [*answers, interrupt.received(ranks(1))]

@@ -34,7 +34,9 @@ class InterruptSignal:
     """
 
     def __init__(self) -> None:
-        self.number = 0
+        # one for each, for a handler may run between reading and writing what another one noted
+        self._stop_number = 0
+        self._save_asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> InterruptSignal:
@@ -48,23 +50,23 @@ class InterruptSignal:
 
     def received(self, accelerator: Accelerator) -> int:
         """Return the signal that any rank was sent, or 0, a stop before a save; all ranks learn of it at the same step."""
-        number = self.number
+        number = self._stop_number or (SAVING if self._save_asked else 0)
         if accelerator.num_processes > 1:
             # what is noted while ranks exchange is for the next step, and must not be overwritten by what they agree on now
             noted = torch.tensor([_ORDER.index(number)], device=accelerator.device)
             number = _ORDER[int(accelerator.gather(noted).max())]
-        if number == SAVING == self.number:
-            self.number = 0
+        if number == SAVING:
+            self._save_asked = False
         return number
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.number = number
+        self._stop_number = number
         self._put_back(*(stopping for stopping in STOPPING if stopping in self._before))
 
     def _save(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.number = self.number or number
+        del number, frame
+        self._save_asked = True
 
     def _put_back(self, *numbers: int) -> None:
         for number in numbers:
