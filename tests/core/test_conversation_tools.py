@@ -321,3 +321,11 @@ def test_tools_of_functions_and_of_the_environment_are_answered_by_whom_they_bel
     ]
     assert [[made["function"]["name"] for made in message.get("tool_calls", ())] for message in desk.got] == [["ring"], []]
     assert (one.finish_reason, one.episode.turns, desk.closed) == ("stop", 3, 1)
+
+
+def test_a_function_with_the_name_of_a_tool_of_the_environment_is_refused(folder):
+    (folder / "bell.py").write_text('def ring():\n    """Rings."""\n')
+    desk = Desk()
+    with pytest.raises(ConfigError, match=r"rollout.tools has 'ring', and so has the environment, .* rename the function"):
+        conversation(folder, [], tools=("bell.ring",), environments=desk)
+    assert desk.closed == 1

@@ -109,6 +109,8 @@ def _conversations(
         timeout=config.environment_timeout,
         context_length=None if policy is None else context_length(policy),
     )
+    if both := sorted(stage.offered & toolbox.functions.keys()):
+        raise ConfigError(f"rollout.tools has {both[0]!r}, and so has the environment, which would answer it; rename the function")
     cls: Any = ConcurrentConversations if is_concurrent(engine) else LiveConversations
     live: LiveConversations = cls(
         engine=engine,
