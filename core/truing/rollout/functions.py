@@ -73,13 +73,12 @@ class LiveFunctionRollout:
 
     def _call(self, prompts: list[str], sampling: Sampling, seed: int) -> list[str]:
         import torch
-        from peft import PeftModel
 
         from truing.model.attention import own_attention
         from truing.model.lent import lent
 
         policy, device = self.context.models["policy"], self.context.device
-        model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        model: Any = self.context.policy
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), lent(model, own_attention(model), model.generation_config):
             torch.manual_seed(seed)
@@ -105,7 +104,7 @@ class LiveFunctionRollout:
         return GenerationConfig(
             max_new_tokens=sampling.max_completion_length,
             do_sample=sampling.temperature > 0,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=sorted(self.context.end_tokens) or None,
             pad_token_id=tokenizer.pad_token_id,
             **(drawn if sampling.temperature > 0 else {}),
         )
@@ -135,9 +134,10 @@ class LiveFunctionRollout:
 
     def _completion(self, request: RolloutRequest, index: int, text: str) -> Completion:
         tokenizer, limit = self.context.tokenizer, request.sampling.max_completion_length
+        ends = self.context.end_tokens
         ids = tokenizer(text, add_special_tokens=False).input_ids
         finished = len(ids) < limit
-        if finished and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        if finished and tokenizer.eos_token_id is not None and not ends.intersection(ids[-1:]):
             ids = [*ids, tokenizer.eos_token_id]
         ids = ids[:limit]
         return Completion(
@@ -145,7 +145,7 @@ class LiveFunctionRollout:
             index=index,
             prompt_ids=request.prompt_ids,
             token_ids=tuple(ids),
-            finish_reason="stop" if finished or ids[-1] == tokenizer.eos_token_id else "length",
+            finish_reason="stop" if finished or ids[-1] in ends else "length",
             versions=(VersionSpan(version=self.version, start=0, end=len(ids)),),
             text=str(tokenizer.decode(ids, skip_special_tokens=True)),
             columns=request.columns,

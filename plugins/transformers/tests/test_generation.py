@@ -166,7 +166,7 @@ def test_end_tokens_of_tokenizer_and_generation_configuration_end_a_completion(o
     assert all(one.finish_reason == "stop" and one.token_ids[-1] in ends for one in completions)
     assert not any(token in ends for one in completions for token in one.token_ids[:-1])
     model.generation_config.eos_token_id = None
-    assert opened(model)._ends(model) == {END}
+    assert opened(model).context.end_tokens == {END}
     model.generation_config.eos_token_id = 7
     assert opened(model)._ends(model) == {END, 7}
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from truing import Completion, ConfigError, OpenContext, RolloutRequest, VersionSpan, WeightSource
@@ -32,9 +30,7 @@ class LiveTransformers:
 
     def _policy(self) -> PreTrainedModel:
         """Return the model, with an adapter's layers in it if there are any. Raises ConfigError where its weights are sharded."""
-        policy = self.context.models["policy"]
-        model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-        assert isinstance(model, PreTrainedModel)
+        model = self.context.policy
         if is_spread(model):
             raise ConfigError(
                 "rollout: transformers generates with the policy itself, whose weights are spread over processes here; train "
@@ -44,17 +40,11 @@ class LiveTransformers:
 
     def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
         """Yield the completions of all requests as they finish; those that share their sampling are computed together."""
-        ends = self._ends(self._policy())
         in_order = sorted(requests, key=lambda request: repr(request.sampling))
         for sampling, group in itertools.groupby(in_order, key=lambda request: request.sampling):
             rows = [rows_of(request) for request in group if request.n]
-            for row in self.choice.way.complete(rows, Sampler(sampling), ends):
+            for row in self.choice.way.complete(rows, Sampler(sampling), self.context.end_tokens):
                 yield self._completion(row)
-
-    def _ends(self, model: PreTrainedModel) -> frozenset[int]:
-        named: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
-        own = [] if named is None else [named] if isinstance(named, int) else list(named)
-        return frozenset(token for token in (*own, self.context.tokenizer.eos_token_id) if token is not None)
 
     def _completion(self, row: Row) -> Completion:
         assert row.finish_reason is not None
