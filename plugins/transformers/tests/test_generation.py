@@ -168,7 +168,7 @@ def test_end_tokens_of_tokenizer_and_generation_configuration_end_a_completion(o
     model.generation_config.eos_token_id = None
     assert opened(model).context.end_tokens == {END}
     model.generation_config.eos_token_id = 7
-    assert opened(model)._ends(model) == {END, 7}
+    assert opened(model).context.end_tokens == {END, 7}
 
 
 def test_a_completion_says_what_it_is(opened, context, request_for):
