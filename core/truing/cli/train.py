@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from truing.cli.ranks import die_of_interrupts
+from truing.cli.ranks import die_of_interrupts, hold_requests_to_save
 
 
 @click.command("train")
@@ -36,6 +36,7 @@ def train(
     context: click.Context, config: Path, overrides: tuple[str, ...], resume: str | None, num_processes: int, max_restarts: int
 ) -> None:
     """Train as CONFIG says. OVERRIDES change single keys: trainer.learning_rate=1e-5 method.beta=0.2"""
+    hold_requests_to_save()
     if resume and "=" in resume and not Path(resume).exists():  # `--resume key=value`: an override, not a checkpoint
         overrides, resume = (resume, *overrides), ""
     from truing.config import load_config
