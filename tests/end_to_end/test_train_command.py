@@ -90,6 +90,28 @@ def test_a_request_to_save_before_the_first_step_is_answered_after_it(tmp_path):
     assert saved[0] == "step-00000001" and saved[-1] == "step-00000003"
 
 
+def test_requests_to_save_reach_two_processes_through_their_launcher(tmp_path):
+    """One comes before they are started, and one while they train."""
+    config = write_config(tmp_path, max_steps=100_000)
+    command = [sys.executable, "-m", "truing", "train", str(config), "--num-processes", "2"]
+    checkpoints = tmp_path / "run/checkpoints"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        until_held(process)
+        process.send_signal(signal.SIGUSR1)
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                break
+        process.send_signal(signal.SIGUSR1)
+        for _ in process.stdout:
+            if len(list(checkpoints.glob("step-*"))) == 2:
+                break
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 143, errors
+    first, second, _ = sorted(path.name for path in checkpoints.iterdir())
+    assert first == "step-00000001" and second > "step-00000003"
+
+
 def until_held(process):
     """Return when a program holds SIGUSR1 back."""
     while not blocked(process.pid) >> (signal.SIGUSR1 - 1) & 1:
