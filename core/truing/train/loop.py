@@ -52,9 +52,10 @@ def train(
     """
     run_dir = RunDir(config.output.dir)
     resume = resume or was_restarted()
-    with quiet_libraries(), closing(run_dir):
+    with quiet_libraries(), closing(run_dir), InterruptSignal() as signal:
         run = set_up(config, given or Given(), run_dir, resume=bool(resume), reporter=reporter)
-        with run.reporter, InterruptSignal() as signal, closing(run.source):
+        with run.reporter, closing(run.source):
+            signal.note_stops()
             run.source.open(run)
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
