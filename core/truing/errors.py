@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 
 class TruingError(Exception):
     """A failure with a message for the user; the command line prints it without a traceback and exits `exit_code`."""
@@ -45,6 +48,14 @@ class RolloutError(TruingError):
 
 class RowError(ValueError):
     """Raised by a dataset strategy's `parse` for a row that it cannot read; core adds the file and the row."""
+
+
+def system_error(error: Exception) -> OSError | None:
+    """Return the operating system's error that an exception is, or that a library in Rust says in words; None for another."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(said[1]), os.strerror(int(said[1]))) if said else None
 
 
 def first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Sphinx directives that make the configuration's reference out of its classes and of the installed plugins.
 
 `{settings} module:Class` makes the table of one class, `{plugins} kind` a table for each plugin of a kind, `{methods}` the table of
-`truing methods`.
+`truing methods`, `{other-tools}` that of what other tools call otherwise.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from sphinx.util.docutils import SphinxDirective
 
 from truing.cli.methods import COLUMNS, Method, cells, installed
 from truing.config.dump import plain
+from truing.config.failures import OTHER_TOOLS
 from truing.config.structure import describe_type, settings_of
 from truing.registry import Kind, Registry
+from truing.registry.first_party import OTHER_TOOLS as OTHER_NAMES
 from truing.settings import describe_bounds
 
 
@@ -109,9 +111,32 @@ def methods_table(found: Sequence[Method]) -> list[str]:
     return [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *rows]
 
 
+class OtherTools(Markdown):
+    """`{other-tools}`: keys, names and values of other tools, and what they are here."""
+
+    required_arguments = 0
+
+    def lines(self) -> list[str]:
+        """Return the table."""
+        return other_tools_table(Registry.load())
+
+
+def other_tools_table(registry: Registry) -> list[str]:
+    """Return a Markdown table with a row for each key, name and value that the program knows of other tools."""
+    rows = [(f"`{key}`", f"`{here}`") for key, here in OTHER_TOOLS.items()]
+    for cls in registry.classes("loss"):
+        for field in settings_of(cls):
+            rows += [(f"`{name}`, for `{cls.name}`", f"`method.{field.name}`") for name in field.metadata.get("also", ())]
+            instead = field.metadata.get("instead", {}).items()
+            rows += [(f"`{field.name}: {value}`, for `{cls.name}`", f"`{here}`") for value, here in instead]
+    rows += [(f"the method `{name}`", f"`{here}`") for name, here in OTHER_NAMES["loss"].items()]
+    return ["| elsewhere | here |", "|---|---|", *(f"| {elsewhere} | {here} |" for elsewhere, here in rows)]
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Add the directives."""
     app.add_directive("settings", Settings)
     app.add_directive("plugins", Plugins)
     app.add_directive("methods", Methods)
+    app.add_directive("other-tools", OtherTools)
     return {"parallel_read_safe": True}

@@ -112,6 +112,17 @@ def test_an_unknown_option_is_a_usage_error():
             "error: no space left on the disk: [Errno 122] Disk quota exceeded; free some",
         ),
         (
+            RuntimeError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"),
+            3,
+            "error: no space left on the disk: Error while serializing: I/O error: Disk quota exceeded",
+        ),
+        (RuntimeError("I/O error: File too large (os error 27)"), 3, "error: a file is larger than it may be: I/O error: File too"),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            3,
+            "error: the disk is read-only: [Errno 30] Read-only file system; mend it",
+        ),
+        (
             ZeroDivisionError("by nought"),
             1,
             "error: internal error, ZeroDivisionError: by nought; run again with --debug for the traceback",

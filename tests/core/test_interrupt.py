@@ -6,11 +6,13 @@ import itertools
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from truing.train import loop
 from truing.train.interrupt import InterruptSignal
 
 
@@ -18,10 +20,17 @@ def ranks(count, gather=lambda noted: noted):
     return SimpleNamespace(num_processes=count, device=torch.device("cpu"), gather=gather)
 
 
+@contextmanager
+def noting():
+    with InterruptSignal() as interrupt:
+        interrupt.note_stops()
+        yield interrupt
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_noted_and_the_handlers_are_put_back(number):
     before = signal.getsignal(number)
-    with InterruptSignal() as interrupt:
+    with noting() as interrupt:
         assert interrupt.received(ranks(1)) == 0
         os.kill(os.getpid(), number)
         assert interrupt.received(ranks(1)) == number
@@ -30,7 +39,7 @@ def test_a_signal_is_noted_and_the_handlers_are_put_back(number):
 
 
 def test_a_rank_learns_of_the_signal_of_another():
-    with InterruptSignal() as interrupt:
+    with noting() as interrupt:
         assert interrupt.received(ranks(2, lambda noted: torch.cat((noted, torch.tensor([3]))))) == signal.SIGTERM
 
 
@@ -41,20 +50,20 @@ def test_a_signal_while_the_ranks_exchange_is_noted_for_the_next_step():
         os.kill(os.getpid(), signal.SIGINT)
         return noted
 
-    with InterruptSignal() as interrupt:
+    with noting() as interrupt:
         assert interrupt.received(ranks(2, interrupted)) == 0
         assert interrupt.received(ranks(2)) == signal.SIGINT
 
 
 def test_a_request_to_save_is_answered_once_and_stops_nothing():
-    with InterruptSignal() as interrupt:
+    with noting() as interrupt:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert interrupt.received(ranks(1)) == signal.SIGUSR1
         assert interrupt.received(ranks(1)) == 0
 
 
 def test_a_stop_outweighs_a_save_whichever_comes_first():
-    with InterruptSignal() as interrupt:
+    with noting() as interrupt:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -62,16 +71,52 @@ def test_a_stop_outweighs_a_save_whichever_comes_first():
 
 
 def test_a_rank_that_only_saves_stops_with_the_one_that_was_stopped():
-    with InterruptSignal() as interrupt:
+    with noting() as interrupt:
         os.kill(os.getpid(), signal.SIGUSR1)
         stopped = torch.tensor([2])  # SIGINT, by its place in the order
         assert interrupt.received(ranks(2, lambda noted: torch.cat((noted, stopped)))) == signal.SIGINT
 
 
+def test_before_there_is_anything_to_save_only_a_save_is_noted():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with InterruptSignal() as interrupt:
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        os.kill(os.getpid(), signal.SIGUSR1)
+        interrupt.note_stops()
+        assert interrupt.received(ranks(1)) == signal.SIGUSR1
+
+
+def test_a_run_notes_requests_to_save_while_it_is_set_up(tmp_path, monkeypatch):
+    numbers = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+    before, seen = [signal.getsignal(number) for number in numbers], []
+
+    def set_up(*arguments, **options):
+        seen.extend(signal.getsignal(number) for number in numbers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "set_up", set_up)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(SimpleNamespace(output=SimpleNamespace(dir=tmp_path)))
+    assert isinstance(seen[0].__self__, InterruptSignal)
+    assert seen[1:] == before[1:]
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_request_to_save_that_the_program_held_back_is_noted():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with InterruptSignal() as interrupt:
+            assert interrupt.received(ranks(1)) == signal.SIGUSR1
+        assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_a_stop_is_noted_whenever_it_comes_while_a_save_is():
     """Before every instruction of what notes a save and of what answers it, as if signals were looked for there too."""
     for instant in itertools.count():
-        with InterruptSignal() as interrupt:
+        with noting() as interrupt:
             sent, answers = stopped_at(instant, interrupt)
         if not sent:
             assert instant > 20

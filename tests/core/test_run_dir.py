@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
-from truing.errors import ConfigError
+from truing.errors import ConfigError, SetupError, TruingError
 from truing.train.run_dir import RunDir
 
 
@@ -81,20 +82,69 @@ def test_a_completion_stays_on_its_line_whatever_is_in_it(tmp_path):
 
 def test_a_model_that_cannot_be_written_leaves_the_one_before_it(tmp_path):
     run_dir = RunDir(tmp_path)
-
-    def write(folder, text):
-        folder.mkdir()
-        (folder / "config.json").write_text(text)
-
-    run_dir.replace_model(lambda folder: write(folder, "1"))
-
-    def fail(folder):
-        write(folder, "2")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        run_dir.replace_model(fail)
+    run_dir.replace_model(writing("1"), [1])
+    with pytest.raises(TruingError, match="No space left on device") as caught:
+        run_dir.replace_model(writing("2", OSError(errno.ENOSPC, "No space left on device")), [1 << 60])
+    assert caught.value.exit_code == 1
+    assert "(it needs 1,152,921,504,606,846,976 bytes, about 1,152," in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (run_dir.model / "config.json").read_text() == "1"
-    run_dir.replace_model(lambda folder: write(folder, "3"))
+    run_dir.replace_model(writing("3"), [1])
     assert (run_dir.model / "config.json").read_text() == "3"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def writing(text, error=None):
+    """Return a function that writes a model of one byte, and then fails."""
+
+    def write(folder):
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+        if error is not None:
+            raise error
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("number", "short"),
+    [(errno.EDQUOT, " (it needs 10 bytes, about 9 more than there were)"), (errno.EROFS, ""), (errno.EIO, "")],
+)
+def test_what_safetensors_says_of_a_disk_is_understood(tmp_path, number, short):
+    """One of ten bytes was written."""
+    error = SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+    with pytest.raises(TruingError) as caught:
+        RunDir(tmp_path).replace_model(writing("1", error), [10])
+    assert str(caught.value) == (
+        f"{tmp_path}/model cannot be written: {os.strerror(number)}{short}; the checkpoints are as they were. Free space or mend "
+        "the disk, and go on with --resume"
+    )
+
+
+def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path):
+    with pytest.raises(SafetensorError, match="no such type"):
+        RunDir(tmp_path).replace_model(writing("1", SafetensorError("no such type")), [10])
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "metrics.jsonl"])
+def test_a_file_that_the_disk_does_not_take_is_as_it_was(tmp_path, monkeypatch, name):
+    run_dir = RunDir(tmp_path)
+    run_dir.write_config("a: 1\n")
+    run_dir.write_environment(seed=1)
+    run_dir.rewrite_metrics(b"{}\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = os.write
+
+    def half(file, data):
+        real(file, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", half)
+    change = {
+        "config.yaml": lambda: run_dir.write_config("a: 2\n"),
+        "environment.json": lambda: run_dir.write_environment(seed=2),
+        "metrics.jsonl": lambda: run_dir.rewrite_metrics(b"{}{}"),
+    }
+    with pytest.raises(SetupError, match=rf"{name} cannot be written: No space left on device; the checkpoints are as they were"):
+        change[name]()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

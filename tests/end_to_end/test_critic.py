@@ -8,6 +8,8 @@ from typing import ClassVar
 import attrs
 import pytest
 import torch
+from peft import LoraConfig as LoraSettings
+from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -41,7 +43,7 @@ def align(folder, method, **options):
     tokenizer = tiny_tokenizer()
     trainer = {"batch_size": 2, "learning_rate": 1e-2, "max_steps": 4, "logging_steps": 1}
     return truing.align(
-        model=tiny_model(tokenizer),
+        model=options.pop("model", None) or tiny_model(tokenizer),
         tokenizer=tokenizer,
         dataset=ROWS,
         method=method,
@@ -66,6 +68,14 @@ def test_a_separate_critic_trains_beside_the_policy_and_is_written_with_its_head
     assert torch.equal(head, state.heads["critic"].value_head.weight)
     checkpoint = load_file(tmp_path / "run/checkpoints/step-00000004/weights.safetensors")
     assert {"critic.value_head.weight", "critic.model.model.norm.weight", "model.norm.weight"} <= checkpoint.keys()
+
+
+def test_a_critic_of_a_model_that_has_an_adapter_trains_one_too(tmp_path):
+    adapted = get_peft_model(tiny_model(tiny_tokenizer()), LoraSettings(r=2, target_modules=["q_proj"], lora_dropout=0.0))
+    state = align(tmp_path / "run", Valued(), model=adapted)
+    matrices = [weight for name, weight in state.weights().items() if name.startswith("critic.") and "lora_B" in name]
+    assert matrices and all(weight.any() for weight in matrices)
+    assert (tmp_path / "run/model/critic/adapter_model.safetensors").exists()
 
 
 def test_a_shared_critic_is_a_head(tmp_path):

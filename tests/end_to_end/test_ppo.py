@@ -25,16 +25,26 @@ def folder(tmp_path_factory):
     """A model, and a reward model that was made of it."""
     path = tmp_path_factory.mktemp("ppo")
     save_tiny_model(path / "model")
+    train_rewards(path, "rewards")
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapted(folder):
+    """The run of a reward model that is an adapter."""
+    return train_rewards(folder, "adapted", adapter={"r": 2}, learning_rate=0.1)
+
+
+def train_rewards(path, name, **options):
     truing.align(
         model=path / "model",
         dataset=write_rows(path / "pairs.jsonl", preferences()),
         method="reward-model",
         format="preference",
-        output_dir=path / "rewards",
-        max_steps=3,
-        learning_rate=1e-3,
+        output_dir=path / name,
+        **{"max_steps": 3, "learning_rate": 1e-3, **options},
     )
-    return path
+    return path / name
 
 
 def align(folder, name, **options):
@@ -42,10 +52,15 @@ def align(folder, name, **options):
         model=folder / "model",
         format="text",
         rollout=ONLINE,
-        rewards=[{"name": "reward_model", "model": str(folder / "rewards")}],
         output_dir=folder / name,
         logging_steps=1,
-        **{"dataset": [{"prompt": row["prompt"]} for row in preferences(8)], "batch_size": 4, "max_steps": 4, **options},
+        **{
+            "rewards": [{"name": "reward_model", "model": str(folder / "rewards")}],
+            "dataset": [{"prompt": row["prompt"]} for row in preferences(8)],
+            "batch_size": 4,
+            "max_steps": 4,
+            **options,
+        },
     )
 
 
@@ -108,3 +123,38 @@ def test_an_adapter_trains_policy_and_critic(folder):
     assert all("lora" in name or name == "critic.value_head.weight" for name in trained)
     assert any(name.startswith("critic.model") for name in trained)
     assert (folder / "lora/model/critic/adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("named", [".", "model"], ids=["run", "model"])
+def test_a_critic_starts_as_a_reward_model_that_is_an_adapter_and_trains_as_a_whole(folder, adapted, named):
+    rewards = [{"name": "reward_model", "model": str(adapted / named)}]
+    still = align(folder, f"merged-{named}", method="ppo", rewards=rewards, learning_rate=0.0, max_steps=1)
+    base, start = (
+        load_file(folder / "model/model.safetensors"),
+        load_file(folder / f"merged-{named}/model/critic/model.safetensors"),
+    )
+    merged = {name for name, weight in start.items() if not torch.equal(weight, base[name])}
+    assert any("q_proj" in name for name in merged) and all("_proj" in name for name in merged)
+    head = load_file(adapted / "model/value_head.safetensors")["weight"]
+    assert torch.equal(still.heads["critic"].value_head.weight, head)
+    moved = align(folder, f"moved-{named}", method="ppo", rewards=rewards, learning_rate=1e-3, max_steps=1)
+    trained = {name: weight for name, weight in moved.weights().items() if name.startswith("critic.model.")}
+    assert not any("lora" in name for name in trained) and "critic.model.model.embed_tokens.weight" in trained
+    assert all(not torch.equal(weight, start[name.removeprefix("critic.model.")]) for name, weight in trained.items())
+
+
+def test_a_critic_goes_on_with_the_adapter_of_its_reward_model_where_the_policy_trains_one(folder, adapted):
+    rewards = [{"name": "reward_model", "model": str(adapted)}]
+    options = {"method": "ppo", "rewards": rewards, "adapter": {"r": 4}, "max_steps": 1}
+    align(folder, "kept", **options, learning_rate=0.0)
+    align(folder, "trained", **options, learning_rate=1e-3)
+    file = "adapter_model.safetensors"
+    start, kept, trained = (
+        load_file(path / file) for path in (adapted / "model", folder / "kept/model/critic", folder / "trained/model/critic")
+    )
+    assert kept.keys() == start.keys() == trained.keys()
+    assert all(torch.equal(kept[name], start[name]) and not torch.equal(trained[name], start[name]) for name in start)
+    again = align(folder, "again", method=PPO(critic_model=str(folder / "trained/model/critic")), max_steps=1, learning_rate=0.0)
+    assert torch.equal(
+        again.heads["critic"].value_head.weight, load_file(folder / "trained/model/critic/value_head.safetensors")["weight"]
+    )

@@ -73,6 +73,58 @@ def test_a_signal_to_two_processes_saves_and_exits_130(tmp_path):
     assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 1
 
 
+def test_a_request_to_save_before_the_first_step_is_answered_after_it(tmp_path):
+    """It comes while the program imports what it needs, and again when the model is loaded and the data read."""
+    config = write_config(tmp_path, max_steps=3)
+    command = [sys.executable, "-m", "truing", "train", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        until_held(process)
+        process.send_signal(signal.SIGUSR1)
+        for line in process.stdout:
+            if line.startswith("forward:"):
+                break
+        process.send_signal(signal.SIGUSR1)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    saved = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert saved[0] == "step-00000001" and saved[-1] == "step-00000003"
+
+
+def test_requests_to_save_reach_two_processes_through_their_launcher(tmp_path):
+    """One comes before they are started, and one while they train."""
+    config = write_config(tmp_path, max_steps=100_000)
+    command = [sys.executable, "-m", "truing", "train", str(config), "--num-processes", "2"]
+    checkpoints = tmp_path / "run/checkpoints"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        until_held(process)
+        process.send_signal(signal.SIGUSR1)
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                break
+        process.send_signal(signal.SIGUSR1)
+        for _ in process.stdout:
+            if len(list(checkpoints.glob("step-*"))) == 2:
+                break
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 143, errors
+    first, second, _ = sorted(path.name for path in checkpoints.iterdir())
+    assert first == "step-00000001" and second > "step-00000003"
+
+
+def until_held(process):
+    """Return when a program holds SIGUSR1 back."""
+    while not blocked(process.pid) >> (signal.SIGUSR1 - 1) & 1:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def blocked(pid):
+    """Return the mask of the signals that a process blocks."""
+    status = (Path("/proc") / str(pid) / "status").read_text()
+    return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk:"))
+
+
 def test_two_processes_say_once_what_is_wrong(tmp_path):
     """Only the first rank looks into the directory; the other would blame the connection that is closed to it."""
     config = write_config(tmp_path)

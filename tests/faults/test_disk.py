@@ -15,7 +15,7 @@ import pytest
 from tests.faults.inject import at_step, slow_disk
 from tests.faults.runs import Tiny, same, whole_checkpoints
 from tests.faults.sizes import FULL, only_full
-from truing.train import run_dir
+from truing.train import loop, run_dir
 
 MEGABYTE = 1 << 20
 OPTIONS = ("trainer.save_steps=2",)
@@ -81,10 +81,61 @@ def refused_to_the_end(tiny, run, fill, free=lambda: None, **how):
 
 
 def lacking(message):
-    """Return how many bytes a checkpoint needs, and how many were short, as a message says."""
-    found = re.search(r"it needs ([\d,]+) bytes, about ([\d,]+) more than there were\); the ones before it are whole", message)
+    """Return how many bytes a checkpoint or the model needs, and how many were short, as a message says."""
+    found = re.search(r"it needs ([\d,]+) bytes, about ([\d,]+) more than there were\); the (ones|checkpoints) ", message)
     assert found, message
-    return [int(number.replace(",", "")) for number in found.groups()]
+    return [int(number.replace(",", "")) for number in found.groups()[:2]]
+
+
+def refused_at_the_end(tiny, run, fill, free=lambda: None):
+    """The disk does not take the model; with room again it is written. Return the error."""
+
+    def before():
+        real = loop._finish
+        loop._finish = lambda run: (fill(), real(run))
+
+    ended = tiny.start(run, *OPTIONS, before=before).wait()
+    assert ended.code == 1, ended.said
+    assert f"{run}/model cannot be written: " in ended.errors and "and go on with --resume" in ended.errors
+    assert names(run) == [2, 4, 6, 8, 10, 12] and not (run / "model").exists() and not (run / ".writing-model").exists()
+    free()
+    assert "12 of 12 steps done" in tiny.finish(run, *OPTIONS, resume=True).output
+    same(run, tiny.unbroken(*OPTIONS))
+    return ended.errors
+
+
+def test_a_model_that_the_disk_does_not_take(tmp_path, big, tally):
+    """A limit on files, of which the library that writes the weights tells in words alone."""
+    error = refused_at_the_end(big, tmp_path / "run", lambda: limit(1))
+    assert os.strerror(errno.EFBIG) in error
+    needed, short = lacking(error)
+    weights = (tmp_path / "run/model/model.safetensors").stat().st_size
+    assert abs(needed - weights) < MEGABYTE / 10 and needed - short == MEGABYTE
+    tally("disks that do not take the model", runs=1)
+
+
+@only_full
+@pytest.mark.parametrize("megabytes", [0, 3, 6])
+def test_a_disk_that_is_full_when_the_model_is_written(mounted, big, megabytes, tally):
+    run = mounted / "run"
+    try:
+        error = refused_at_the_end(big, run, lambda: fill(mounted, megabytes * MEGABYTE), lambda: free(mounted))
+        needed, short = lacking(error)
+        assert os.strerror(errno.ENOSPC) in error and abs(short - (needed - megabytes * MEGABYTE)) < MEGABYTE / 2
+    finally:
+        free(mounted)
+        shutil.rmtree(run)
+    tally("disks that do not take the model", runs=1)
+
+
+@only_full
+def test_a_directory_that_is_read_only_when_the_model_is_written(mounted, big, tally):
+    run = mounted / "read-only-model"
+    try:
+        assert os.strerror(errno.EROFS) in refused_at_the_end(big, run, lambda: read_only(run), lambda: writable(run))
+    finally:
+        writable(run)
+    tally("disks that do not take the model", runs=1)
 
 
 @pytest.mark.parametrize("megabytes", range(1, LARGEST) if FULL else [7])

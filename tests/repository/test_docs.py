@@ -259,6 +259,24 @@ def test_every_metric_is_documented(method):
     assert names and all(name in known or re.sub(r"^loss/.*", "loss/<type>", name) in known for name in names)
 
 
+def test_every_need_is_documented_with_its_fields():
+    from truing.testing.inputs import NEED_FIELDS
+
+    rows = table(DOCS / "reference" / "losses.md", "Which field each need brings")
+    assert {code_words(row[0])[0]: set(code_words(row[1])) for row in rows} == {
+        str(need.name): set(fields) for need, fields in NEED_FIELDS.items()
+    }
+
+
+def test_what_core_reads_of_an_online_method_is_documented():
+    listed = {code_words(row[0])[0] for row in table(DOCS / "how-to" / "write-an-online-method.md", "What core reads of the class")}
+    read = set()
+    for path in ("rollout/plan.py", "train/rollouts.py", "train/rollout_log.py", "train/run.py", "model/critic.py", "declared.py"):
+        text = (ROOT / "core" / "truing" / path).read_text()
+        read |= set(re.findall(r'(?:getattr|_of_method)\((?:method|self\.loss|self\.run\.loss|run\.loss|loss), "(\w+)"', text))
+    assert listed == read - {"prompt_tokens"}  # which every loss may have
+
+
 def test_exit_codes_are_documented():
     from truing import errors
     from truing.cli import INTERRUPTED

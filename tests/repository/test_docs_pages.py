@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from tests.repository.doc_blocks import ROOT, Block, Reader, blocks
 from truing.cli import main
+from truing.config.failures import OTHER_TOOLS
+from truing.registry.first_party import OTHER_TOOLS as OTHER_NAMES
 from truing.testing import check_loss
 
 DOCS = ROOT / "docs"
@@ -88,4 +90,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     choices = html.unescape((tmp_path / "how-to" / "choose-a-method.html").read_text())
     methods = json.loads(CliRunner().invoke(main, ["methods", "--json"]).stdout)
     assert len(methods) > 3 and all(method["definition"].partition("`")[0] in choices for method in methods)
+    names = (tmp_path / "how-to" / "come-from-trl.html").read_text()
+    assert all(key in names for key in (*OTHER_TOOLS, *OTHER_NAMES["loss"], "orpo_lambda"))
     assert "--num-processes" in (tmp_path / "reference" / "command-line.html").read_text()

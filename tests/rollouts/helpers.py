@@ -59,7 +59,8 @@ class Rig:
 def rig(folder: Path, *, context: OpenContext | None = None, fake: dict[str, Any] | None = None, **settings: Any) -> Iterator[Rig]:
     context = context or fake_context(folder)
     given = {"timeout": 20.0, "serve": FLOAT32, **settings}
-    with FakeVllm(tiny_model(context.tokenizer, seed=1), folder / "vllm-weights", **(fake or {})) as server:
+    weights = settings.get("weights_dir", folder) / "vllm-weights"
+    with FakeVllm(tiny_model(context.tokenizer, seed=1), weights, **(fake or {})) as server:
         live = open_live(VllmRollout(server=server.url, token=server.token, **given), context)
         try:
             yield Rig(server, live, context)

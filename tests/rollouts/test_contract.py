@@ -43,6 +43,7 @@ class Served:
 
     address: Address
     weights_dir: Path
+    """Where the folder that weights go through lies."""
     context: OpenContext
 
     @property
@@ -84,7 +85,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
         yield Served(real.address, real.weights_dir, context(model, AutoTokenizer.from_pretrained(real.model)))
         return
     tokenizer = tiny_tokenizer()
-    with FakeVllm(tiny_model(tokenizer, **SHAPE), tmp_path / "weights", socket=str(tmp_path / "v.sock")) as fake:
+    with FakeVllm(tiny_model(tokenizer, **SHAPE), tmp_path / "weights" / "vllm-weights", socket=str(tmp_path / "v.sock")) as fake:
         address = Address(url=fake.url, token=fake.token)
         yield Served(address, tmp_path / "weights", context(tiny_model(tokenizer, **SHAPE), tokenizer))
 
@@ -205,7 +206,8 @@ def test_pushes_one_after_another_are_all_seen(served, live):
 
 @pytest.mark.parametrize("files", [["../outside.safetensors"], ["/etc/passwd"], ["nothing.safetensors"], []])
 def test_files_outside_of_the_folder_are_not_loaded_and_the_next_push_mends_it(served, live, files, tmp_path):
-    (served.weights_dir.parent / "outside.safetensors").write_bytes(b"")
+    served.weights_dir.mkdir(exist_ok=True)
+    (served.weights_dir / "outside.safetensors").write_bytes(b"")
 
     async def broken(connection: Connection) -> None:
         await connection.post("/pause?mode=keep", {}, seconds=30)

@@ -96,6 +96,15 @@ def test_files_are_this_users_alone_and_the_newest_two(tmp_path):
     assert list(root.iterdir()) == []
 
 
+def test_a_folder_of_the_users_for_weights_stays_as_it_is(tmp_path):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory").chmod(0o755)
+    with rig(tmp_path / "run", weights_dir=tmp_path / "memory") as run:
+        run.live.update_weights(1, FakeWeights(run.policy))
+        assert [path.stat().st_mode & 0o777 for path in (tmp_path / "memory", *(tmp_path / "memory").iterdir())] == [0o755, 0o700]
+        assert agrees(run)
+
+
 def test_tied_heads_and_large_models_take_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr("truing_vllm.trainer.SHARD_BYTES", 20_000)
     context = fake_context(tmp_path)

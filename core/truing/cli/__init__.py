@@ -14,7 +14,7 @@ import click
 import truing
 from truing.cli.ranks import failed_before, rank
 from truing.cli.streams import without_secrets
-from truing.errors import SetupError, TruingError
+from truing.errors import SetupError, TruingError, system_error
 from truing.suggest import did_you_mean
 
 COMMANDS: Mapping[str, str] = {
@@ -36,6 +36,15 @@ COMMANDS: Mapping[str, str] = {
 INTERRUPTED = 130
 _LOST_PEER = re.compile(r"Connection (reset|closed) by peer|remote process exited|NCCL.*(remote|abort)", re.IGNORECASE)
 """How gloo and NCCL say that a process of the group is gone."""
+
+_NO_SPACE = ("no space left on the disk", "free some")
+_REFUSALS = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: ("a file is larger than it may be", "raise the limit (ulimit -f)"),
+    errno.EROFS: ("the disk is read-only", "mend it"),
+}
+"""What to say of a disk that does not take a file, and what to do."""
 
 
 class Program(click.Group):
@@ -118,8 +127,10 @@ def explain_failure(error: Exception) -> tuple[str, int]:
         return f"out of memory: {str(error) or 'no more could be had'}; {advice}", SetupError.exit_code
     if type(error).__name__ in {"RuntimeError", "DistBackendError"} and _LOST_PEER.search(str(error)):
         return "another process of this run is gone, for a reason that it or the launcher says; continue with --resume", 1
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        return f"no space left on the disk: {error}; free some, or write elsewhere (output.dir)", SetupError.exit_code
+    refused = system_error(error)
+    if refused is not None and refused.errno in _REFUSALS:
+        what, advice = _REFUSALS[refused.errno]
+        return f"{what}: {error}; {advice}, or write elsewhere (output.dir)", SetupError.exit_code
     return f"internal error, {type(error).__name__}: {error}; run again with --debug for the traceback, and please report it", 1
 
 

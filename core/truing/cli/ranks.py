@@ -28,6 +28,11 @@ def die_of_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def hold_requests_to_save() -> None:
+    """Let SIGUSR1 wait until training notes it, rather than kill a program that still imports what it needs."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+
 def failed_before(exit_code: int) -> int | None:
     """Return the exit code of the process of this launcher that failed first; None when this is the one, or there is no launcher.
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
+import psutil
 
-from truing.cli.ranks import die_of_interrupts
+from truing.cli.ranks import die_of_interrupts, hold_requests_to_save
+
+POLL_SECONDS = 0.1
 
 
 @click.command("train")
@@ -36,6 +42,7 @@ def train(
     context: click.Context, config: Path, overrides: tuple[str, ...], resume: str | None, num_processes: int, max_restarts: int
 ) -> None:
     """Train as CONFIG says. OVERRIDES change single keys: trainer.learning_rate=1e-5 method.beta=0.2"""
+    hold_requests_to_save()
     if resume and "=" in resume and not Path(resume).exists():  # `--resume key=value`: an override, not a checkpoint
         overrides, resume = (resume, *overrides), ""
     from truing.config import load_config
@@ -85,6 +92,7 @@ def _launch(processes: int, restarts: int, arguments: list[str]) -> int:
             *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "truing", *arguments),
         ]
     )
+    _forward_requests_to_save()
     try:
         launch_command(launcher)
     except ChildFailedError as error:
@@ -102,3 +110,28 @@ def _launch(processes: int, restarts: int, arguments: list[str]) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def _forward_requests_to_save() -> None:
+    """Hand every SIGUSR1, which this launcher holds back, on to its processes, which hold it back as well until they note it."""
+    threading.Thread(target=_forward, name="truing-forward", daemon=True).start()
+
+
+def _forward() -> None:
+    while True:
+        signal.sigwait({signal.SIGUSR1})
+        while not (processes := _launched()):  # not started yet, or being started again
+            time.sleep(POLL_SECONDS)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGUSR1)
+
+
+def _launched() -> list[psutil.Process]:
+    """Return this launcher's processes: the children that have begun with what torch's agent told them."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # one that has ended meanwhile
+            if "TORCHELASTIC_RUN_ID" in child.environ():
+                found.append(child)
+    return found

@@ -7,15 +7,17 @@ from typing import Any
 
 import attrs
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from truing.config import TrainConfig
 from truing.data.paths import local_path
 from truing.errors import ModelError
-from truing.model.loading import add_adapter, disable_dropout, enable_checkpointing, load_model
+from truing.model.loading import add_adapter, disable_dropout, enable_checkpointing, load_adapted
 from truing.model.policy import Policy
 from truing.model.score_head import find_score_head, new_score_head, read_score_head
+from truing.model.weights import ADAPTER, CONFIG
 
 CRITIC_FOLDER = "critic"
 """Beside the policy's weights: the folder of a critic that is a model of its own."""
@@ -31,12 +33,12 @@ class MadeCritic:
     origin: str
 
 
-def make_critic(config: TrainConfig, policy: Policy, start: PreTrainedModel | None) -> MadeCritic:
+def make_critic(config: TrainConfig, policy: Policy, start: PreTrainedModel | PeftModel | None) -> MadeCritic:
     """Return the critic of a method that reads values, as its setting `critic` says: "separate", or else "shared".
 
     A separate one starts from the method's `critic_model`, or the model of a reward that scores by one, or from `start`, a copy of
-    what the policy starts from. It trains as the policy does, by an adapter if that has one. Raises ModelError where the
-    model that is named cannot be one.
+    what the policy starts from. It trains as the policy does, by an adapter if that has one: its own, where it starts with one.
+    Raises ModelError where the model that is named cannot be one.
     """
     method: Any = config.method
     if getattr(method, "critic", "shared") != "separate":
@@ -49,16 +51,17 @@ def make_critic(config: TrainConfig, policy: Policy, start: PreTrainedModel | No
         assert start is not None, "a copy is made where no model is named"
         model, origin = start, "a copy of the policy's starting weights"
     else:
-        settings = attrs.evolve(config.model, name=path, revision=None)
-        model, origin = load_model(settings, config.base_dir, trained=config.model.adapter is None, key=key), path
-    _check_fits(model, policy, path, key)
-    head = _head(config, model, path)
+        model, origin = _load(config, path, key, by_adapter=isinstance(policy.model, PeftModel)), path
+    plain = Policy(model, "padded").causal_lm
+    _check_fits(plain, policy, path, key)
+    head = _head(config, plain, path)
     if config.trainer.disable_dropout:
         disable_dropout(model)
-    adapted = model if config.model.adapter is None else add_adapter(model, config.model.adapter)
+    if config.model.adapter is not None and not isinstance(model, PeftModel):
+        model = add_adapter(model, config.model.adapter)
     if config.trainer.gradient_checkpointing:
-        enable_checkpointing(adapted)
-    critic = Policy(adapted, "padded", value_head=head)
+        enable_checkpointing(model)
+    critic = Policy(model, "padded", value_head=head)
     token_head = critic.causal_lm.get_output_embeddings()
     if token_head is not None and not _is_tied(critic.causal_lm):
         token_head.requires_grad_(False)  # nothing reads it
@@ -79,11 +82,24 @@ def _of_rewards(config: TrainConfig) -> str | None:
 
 
 def _folder(name: str, base_dir: Path) -> str:
-    """Return a model's name, or its folder: that of a run is the model in it."""
+    """Return a model's name, or its folder: that of a run is the model in it, or the adapter."""
     folder = local_path(name, base_dir)
     if folder is None:
         return name
-    return str(folder / "model" if (folder / "model" / "config.json").exists() else folder)
+    of_run = folder / "model"
+    return str(of_run if any((of_run / file).exists() for file in (CONFIG, ADAPTER)) else folder)
+
+
+def _load(config: TrainConfig, path: str, key: str, *, by_adapter: bool) -> PreTrainedModel | PeftModel:
+    """Return the model at `path`; an adapter that it has goes on training, or is merged into weights that train."""
+    settings = attrs.evolve(config.model, name=path, revision=None)
+    trained = config.model.adapter is None
+    model = load_adapted(settings, config.base_dir, trained=trained, adapter_trained=by_adapter, key=key)
+    if by_adapter or not isinstance(model, PeftModel):
+        return model
+    merged: Any = model.merge_and_unload()
+    whole: PreTrainedModel = merged.requires_grad_(True)  # an adapter freezes what it is on
+    return whole
 
 
 def _head(config: TrainConfig, model: PreTrainedModel, name: str | None) -> nn.Linear:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -20,7 +21,7 @@ from truing.data.tokenizer import refuse_code
 from truing.data.watch import Watch
 from truing.errors import ModelError, first_line
 from truing.model.mapped import detach_from_files
-from truing.model.weights import check_weights, conversion
+from truing.model.weights import ADAPTER, check_weights, conversion, find_file
 from truing.redact import redact
 
 
@@ -52,6 +53,32 @@ def load_model(config: ModelConfig, base_dir: Path, *, trained: bool, key: str =
     if problem := watch.changed():
         raise ModelError(f"{key}: {problem}")
     return model
+
+
+def load_adapted(
+    config: ModelConfig, base_dir: Path, *, trained: bool, adapter_trained: bool = False, key: str = "model.name"
+) -> PreTrainedModel | PeftModel:
+    """Return the model that the configuration names, with the adapter on it where its folder or repository holds one.
+
+    `trained` is as in `load_model`, of the weights beneath the adapter. Raises ModelError, for an adapter that does not say what
+    model it is for too.
+    """
+    folder = local_path(config.name, base_dir)
+    file = find_file(config.name, folder, config.revision, ADAPTER)
+    if file is None:
+        return load_model(config, base_dir, trained=trained, key=key)
+    check_weights(config.name, folder, config.revision, trusts_code=config.trust_remote_code, key=key)
+    name = PeftConfig.from_pretrained(str(file.parent)).base_model_name_or_path
+    if not name:
+        raise ModelError(
+            f"{key}: {file} does not say which model the adapter is for; write its folder or hub id there, as "
+            "base_model_name_or_path"
+        )
+    base = load_model(attrs.evolve(config, name=str(name), revision=None), base_dir, trained=trained, key=key)
+    adapted: PeftModel = PeftModel.from_pretrained(
+        base, str(folder or config.name), is_trainable=adapter_trained, revision=config.revision
+    )
+    return adapted
 
 
 def _quantization(config: ModelConfig) -> BitsAndBytesConfig | None:

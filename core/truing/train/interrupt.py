@@ -30,7 +30,8 @@ class Interrupted(TruingError):
 class InterruptSignal:
     """Notes a signal, so that the step in progress can end; a second one to stop acts at once, as without this class.
 
-    SIGUSR1 asks for a checkpoint only, and the run goes on.
+    SIGUSR1 asks for a checkpoint only, and the run goes on. It is noted from the beginning, the others from `note_stops` on: before
+    there is anything to save they end the run at once.
     """
 
     def __init__(self) -> None:
@@ -38,15 +39,23 @@ class InterruptSignal:
         self._stop_number = 0
         self._save_asked = False
         self._before: dict[int, Any] = {}
+        self._mask: set[int] = set()
+        """What was blocked before, as the program does with SIGUSR1 until it is noted."""
 
     def __enter__(self) -> InterruptSignal:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
-            handlers = {**dict.fromkeys(STOPPING, self._stop), SAVING: self._save}
-            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            self._before[SAVING] = signal.signal(SAVING, self._save)
+            self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {SAVING})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {SAVING} & self._mask)
         self._put_back(*self._before)
+
+    def note_stops(self) -> None:
+        """Note SIGINT and SIGTERM too from now on."""
+        if threading.current_thread() is threading.main_thread():
+            self._before |= {number: signal.signal(number, self._stop) for number in STOPPING}
 
     def received(self, accelerator: Accelerator) -> int:
         """Return the signal that any rank was sent, or 0, a stop before a save; all ranks learn of it at the same step."""

@@ -12,6 +12,7 @@ from typing import cast
 import attrs
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -29,6 +30,7 @@ from truing.train.given import Given
 from truing.train.interrupt import SAVING, STOPPING, Interrupted, InterruptSignal
 from truing.train.meter import Meter
 from truing.train.quiet import quiet_libraries
+from truing.train.ranks import together
 from truing.train.restarts import was_restarted
 from truing.train.rollouts import RolloutSource
 from truing.train.run import Run
@@ -50,9 +52,10 @@ def train(
     """
     run_dir = RunDir(config.output.dir)
     resume = resume or was_restarted()
-    with quiet_libraries(), closing(run_dir):
+    with quiet_libraries(), closing(run_dir), InterruptSignal() as signal:
         run = set_up(config, given or Given(), run_dir, resume=bool(resume), reporter=reporter)
-        with run.reporter, InterruptSignal() as signal, closing(run.source):
+        with run.reporter, closing(run.source):
+            signal.note_stops()
             run.source.open(run)
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
@@ -172,9 +175,11 @@ def _finish(run: Run) -> None:
     for head in state.heads.values():
         head.eval()
     written = _Written.of(run)
-    if run.accelerator.is_main_process:
-        run.run_dir.replace_model(lambda folder: _write_model(run, folder, written))
-    run.accelerator.wait_for_everyone()
+    main, sizes = run.accelerator.is_main_process, written.sizes(run)
+    together(
+        lambda: run.run_dir.replace_model(lambda folder: _write_model(run, folder, written), sizes) if main else None,
+        "writing the model",
+    )
     end_trackers(run)
     run.reporter.measured(f"done: {state.step} steps, ", state.metrics)
     run.reporter.say(f"model: {run.run_dir.model}")
@@ -202,6 +207,16 @@ class _Written:
             critic=None if critic is None else _whole_weights(run, critic.model),
             heads={name: whole(head.weight) for name, head in linear.items()},
         )
+
+    def sizes(self, run: Run) -> list[int]:
+        """About how many bytes each file of weights has; of a model with an adapter that is written alone."""
+        models: list[nn.Module] = [run.state.model, *([] if run.policy.critic is None else [run.policy.critic.model])]
+        weights: list[list[Tensor]] = [
+            [weight for weight in model.parameters() if weight.requires_grad or not isinstance(model, PeftModel)]
+            for model in models
+        ]
+        files = [*weights, *([head] for head in self.heads.values())]
+        return [sum(weight.numel() * weight.element_size() for weight in file) for file in files]
 
 
 def _whole_weights(run: Run, model: nn.Module) -> dict[str, Tensor] | None:

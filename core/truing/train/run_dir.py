@@ -18,9 +18,9 @@ from typing import Any
 import attrs
 
 import truing
-from truing.errors import ConfigError, SetupError
+from truing.errors import ConfigError, SetupError, TruingError, system_error
 from truing.redact import redacted
-from truing.train.checkpoint.files import make_folder, replace_file, sync_folder
+from truing.train.checkpoint.files import make_folder, replace_file, shortfall, size_of_folder, sync_folder
 from truing.train.checkpoint.store import CheckpointStore
 
 CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
@@ -140,11 +140,11 @@ class RunDir:
             )
 
     def write_config(self, text: str) -> None:
-        """Write the resolved configuration."""
-        (self.path / CONFIG).write_text(text)
+        """Write the resolved configuration. Raises SetupError."""
+        self._replace(CONFIG, text.encode())
 
     def write_environment(self, **facts: Any) -> None:
-        """Write what the run depended on: versions, machine, and the given facts."""
+        """Write what the run depended on: versions, machine, and the given facts. Raises SetupError."""
         environment = {
             "python": sys.version.split()[0],
             "platform": platform.platform(),
@@ -152,7 +152,7 @@ class RunDir:
             "libraries": library_versions(),
             **facts,
         }
-        (self.path / ENVIRONMENT).write_text(json.dumps(redacted(environment), indent=1, default=str) + "\n")
+        self._replace(ENVIRONMENT, json.dumps(redacted(environment), indent=1, default=str).encode() + b"\n")
 
     def append_metrics(self, line: Mapping[str, float]) -> OSError | None:
         """Add a line to metrics.jsonl, and those that the disk would not take before; return the error where it still does not."""
@@ -204,17 +204,39 @@ class RunDir:
 
     def rewrite_metrics(self, data: bytes) -> None:
         """Make metrics.jsonl what it was at a checkpoint; lines after the one that a run resumes from go. Raises SetupError."""
+        self._replace(METRICS, data)
+
+    def _replace(self, name: str, data: bytes) -> None:
         try:
-            replace_file(self.path / METRICS, data)
+            replace_file(self.path / name, data)
         except OSError as error:
             raise SetupError(
-                f"{self.path / METRICS} cannot be written: {error.strerror or error}; the checkpoints are as they were. Free space "
+                f"{self.path / name} cannot be written: {error.strerror or error}; the checkpoints are as they were. Free space "
                 "or mend the disk, and go on with --resume"
             ) from error
 
-    def replace_model(self, write: Callable[[Path], None]) -> None:
-        """Make the model's folder what `write` puts into the one that it is given, whole or not at all."""
-        draft, old = self.path / ".writing-model", self.path / ".replaced-model"
+    def replace_model(self, write: Callable[[Path], None], sizes: Sequence[int]) -> None:
+        """Make the model's folder what `write` puts into the one that it is given, whole or not at all.
+
+        `sizes` are about how many bytes its large files have. Raises TruingError where the disk does not take them.
+        """
+        draft = self.path / ".writing-model"
+        try:
+            self._replace_model(write, draft)
+        except Exception as error:
+            refused = system_error(error)
+            if refused is None:
+                raise
+            written = size_of_folder(draft)
+            shutil.rmtree(draft, ignore_errors=True)
+            short = shortfall(refused, sizes, written, self.path)
+            raise TruingError(
+                f"{self.model} cannot be written: {refused.strerror}{short}; the checkpoints are as they were. Free space or mend "
+                "the disk, and go on with --resume"
+            ) from error
+
+    def _replace_model(self, write: Callable[[Path], None], draft: Path) -> None:
+        old = self.path / ".replaced-model"
         for path in (draft, old):
             shutil.rmtree(path, ignore_errors=True)
         write(draft)

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -268,8 +267,7 @@ def _policy_and_copy(
 
 
 def _add_critic(config: TrainConfig, policy: Policy, start: Model | None, reporter: Reporter) -> None:
-    base: Any = start.merge_and_unload() if isinstance(start, PeftModel) else start
-    made = make_critic(config, policy, base)
+    made = make_critic(config, policy, start)
     reporter.say(f"critic: {made.origin}")
     if made.model is None:
         policy.value_head = made.head

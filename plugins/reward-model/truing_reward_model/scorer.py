@@ -8,7 +8,7 @@ from typing import Literal
 
 import attrs
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truing import Example, Layout, Needs, RowError
@@ -18,13 +18,12 @@ from truing.data.encode import Encoder
 from truing.data.packing import pack
 from truing.data.tokenizer import load_tokenizer
 from truing.data.tree import PromptTree
-from truing.errors import ConfigError, ModelError
-from truing.model.loading import context_length, load_model
+from truing.errors import ConfigError
+from truing.model.loading import context_length, load_adapted
 from truing.model.memory import token_budget
 from truing.model.policy import Policy
 from truing.model.probe import choose_forward
 from truing.model.score_head import VALUE_HEAD, read_score_head
-from truing.model.weights import ADAPTER, check_weights
 
 NEEDS = Needs.SCORES | Needs.NO_LOGPS
 
@@ -51,12 +50,8 @@ def load_parts(
     folder: Path, *, dtype: Literal["auto", "float32"] = "auto"
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Return the model, with its adapter on it where the folder holds one, and the tokenizer. Raises ModelError."""
-    if not (folder / ADAPTER).is_file():
-        return load_model(ModelConfig(name=str(folder), dtype=dtype), Path(), trained=False), _tokenizer(folder)
-    check_weights(str(folder), folder, None, trusts_code=False)
-    model = load_model(ModelConfig(name=_base_of(folder), dtype=dtype), Path(), trained=False)
-    adapted: PeftModel = PeftModel.from_pretrained(model, str(folder))
-    return adapted, _tokenizer(folder)
+    model = load_adapted(ModelConfig(name=str(folder), dtype=dtype), Path(), trained=False)
+    return model, load_tokenizer(ModelConfig(name=str(folder)), Path())
 
 
 @attrs.define(eq=False)
@@ -119,17 +114,3 @@ class Scorer:
                 self._budget = token_budget(self.policy, by_length[0], NEEDS)
             self.policy.requires_grad_(False).eval()
         return self._budget
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return load_tokenizer(ModelConfig(name=str(folder)), Path())
-
-
-def _base_of(folder: Path) -> str:
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not base:
-        raise ModelError(
-            f"{folder / ADAPTER} does not say which model the adapter is for; write its folder or hub id there, as "
-            "base_model_name_or_path"
-        )
-    return str(base)

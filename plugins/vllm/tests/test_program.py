@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
 import psutil
 import pytest
 
-from truing import ConfigError, SetupError
-from truing_vllm import ServeSettings
-from truing_vllm.address import FILE, Entry, read_entries, written_down
-from truing_vllm.program import PACKAGE, Program, Running, make_socket_folder
+from truing import ConfigError, RolloutError, RolloutRequest, Sampling, SetupError, TruingError
+from truing.config import load_config
+from truing.registry import Registry
+from truing.testing import fake_context
+from truing_vllm import ServeSettings, VllmRollout
+from truing_vllm.address import FILE, Address, Entry, read_entries, written_down
+from truing_vllm.opening import Spawned, open_live
+from truing_vllm.program import PACKAGE, Program, Running
+from truing_vllm.serving import program_of as program_of_config
+from truing_vllm.serving import serve
+from truing_vllm.trainer import weights_folder
 
 STAND_IN = """
 import http.server, json, os, subprocess, sys, time
@@ -26,7 +39,7 @@ Guard(None)
 words = sys.argv[1:]
 port = int(words[words.index("--port") + 1])
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-seen = {{"arguments": words, "environment": dict(os.environ), "child": child.pid, "umask": os.umask(0),
+seen = {{"arguments": words, "environment": dict(os.environ), "child": child.pid, "pid": os.getpid(), "umask": os.umask(0),
         "plugins": [point.value for point in importlib.metadata.entry_points(group="vllm.general_plugins")]}}
 open(os.environ["SEEN"], "w").write(json.dumps(seen))
 print("a line of the log", flush=True)
@@ -35,6 +48,7 @@ if os.environ.get("DIES"):
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/health" else 404)
+        self.send_header("x-truing-boot", os.environ["TRUING_GUARD_BOOT"])
         self.end_headers()
     def log_message(self, *args):
         pass
@@ -54,8 +68,6 @@ def stand_in(tmp_path, monkeypatch) -> Path:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -64,6 +76,26 @@ def free_port() -> int:
 def program_of(stand_in: Path, **serve) -> Program:
     settings = ServeSettings(executable=str(stand_in), port=free_port(), **serve)
     return Program(settings=settings, model="a/model", weights_dir=stand_in.parent / "weights", lora_rank=8)
+
+
+@contextmanager
+def answering(address: tuple[str, int], headers: Mapping[str, str]) -> Iterator[None]:
+    """Another program, which is healthy."""
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(address, Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield
+        server.shutdown()
 
 
 def start(program: Program, folder: Path) -> Running:
@@ -155,12 +187,43 @@ def test_a_program_that_is_not_there_is_said():
         Program(settings=ServeSettings(executable="/nowhere/vllm"), model="m", weights_dir=Path("w")).command()
 
 
-def test_a_socket_lies_in_a_folder_of_ones_own(tmp_path):
-    make_socket_folder(tmp_path / "new" / "v.sock")
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "open").mkdir(mode=0o755)
-    with pytest.raises(ConfigError, match="others may look into .*open; put the socket into a folder of its own, with mode 0700"):
-        make_socket_folder(tmp_path / "open" / "v.sock")
+@pytest.mark.parametrize("headers, who", [({}, "another program"), ({"x-truing-boot": "b"}, "another server of vllm-serve")])
+def test_what_answers_at_the_address_and_was_not_started_is_not_taken_for_the_server(stand_in, tmp_path, headers, who, monkeypatch):
+    """The one that was started lives still, as one does that cannot listen there and has not come so far."""
+    monkeypatch.setenv("NEVER", "1")
+    program = program_of(stand_in)
+    with answering(("127.0.0.1", program.settings.port), headers):
+        running = start(program, tmp_path)
+        try:
+            with pytest.raises(
+                SetupError,
+                match=f"something else answers at http://127.0.0.1:{program.settings.port}, .* {who} has that address. "
+                "Choose another rollout.serve.port or uds, or stop that one; its log",
+            ):
+                running.wait_until_healthy(60)
+        finally:
+            running.stop()
+
+
+def test_a_folder_for_weights_that_cannot_be_made_is_said(stand_in, tmp_path):
+    (tmp_path / "weights").write_text("")
+    with pytest.raises(ConfigError, match="rollout.weights_dir: .*/weights cannot be made, .*; choose another folder"):
+        start(program_of(stand_in), tmp_path)
+
+
+def test_a_second_server_on_a_socket_is_refused_and_leaves_the_first_as_it_is(stand_in, tmp_path, monkeypatch):
+    program = program_of(stand_in)
+    program = attrs.evolve(program, settings=attrs.evolve(program.settings, uds=tmp_path / "own" / "v.sock"))
+    monkeypatch.setenv("NEVER", "1")
+    first = start(program, tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "own" / "v.sock"))
+        (tmp_path / "vllm.log").write_text("of the first")
+        with pytest.raises(ConfigError, match="a server has the socket .* already"):
+            Running.start(program, tmp_path / "second", tmp_path, "vllm.log")
+        assert (tmp_path / "own" / "v.sock").is_socket() and "of the first" in first.log_end()
+    first.stop()
+    assert not (tmp_path / "own" / "v.sock").exists()
 
 
 def test_a_server_is_written_down_while_it_is_there(tmp_path):
@@ -184,16 +247,26 @@ def test_a_starter_that_was_killed_leaves_no_server(tmp_path):
         read_entries(tmp_path)
 
 
+def write_config(stand_in: Path, folder: Path, more: str = "") -> Path:
+    config = folder / "run.yaml"
+    config.write_text(
+        f"method: grpo\nmodel: {{name: {folder}}}\ndata: {{path: d.jsonl, format: text}}\nrewards: [default]\n"
+        f"output: {{dir: {folder / 'run'}}}\n"
+        f"rollout: {{name: vllm, {more}serve: {{executable: {stand_in}, port: {free_port()}}}}}\n"
+    )
+    return config
+
+
+def vllm_serve(stand_in: Path, folder: Path, more: str = "") -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "truing", "vllm-serve", str(write_config(stand_in, folder, more))]
+    with (folder / "said").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_command_serves_until_it_is_asked_to_stop(stand_in, tmp_path, number):
     """Or is killed, after which the server ends by itself."""
-    config = tmp_path / "run.yaml"
-    config.write_text(
-        f"method: grpo\nmodel: {{name: {tmp_path}}}\ndata: {{path: d.jsonl, format: text}}\nrewards: [default]\n"
-        f"rollout: {{name: vllm, serve: {{executable: {stand_in}, port: {free_port()}}}}}\noutput: {{dir: {tmp_path / 'run'}}}\n"
-    )
-    log = (tmp_path / "said").open("w")
-    serving = subprocess.Popen([sys.executable, "-m", "truing", "vllm-serve", str(config)], stdout=log, stderr=log)
+    serving = vllm_serve(stand_in, tmp_path)
     until = time.monotonic() + 60
     while not read_entries(tmp_path / "run") and time.monotonic() < until:
         time.sleep(0.1)
@@ -205,3 +278,83 @@ def test_the_command_serves_until_it_is_asked_to_stop(stand_in, tmp_path, number
     assert read_entries(tmp_path / "run") == []
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_ends_at_once_where_it_is_asked_to_while_the_server_starts(stand_in, tmp_path, monkeypatch, number):
+    monkeypatch.setenv("NEVER", "1")
+    serving = vllm_serve(stand_in, tmp_path)
+    until = time.monotonic() + 60
+    log = tmp_path / "run"
+    while not list(log.glob("*.log")) or "a line" not in next(log.glob("*.log")).read_text():
+        assert serving.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
+        time.sleep(0.05)
+    child = psutil.Process(json.loads((tmp_path / "seen.json").read_text())["child"])
+    serving.send_signal(number)
+    assert serving.wait(60) == 128 + number
+    assert f"error: stopped by {number.name} before the server was healthy" in (tmp_path / "said").read_text()
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_server_that_is_served_already_is_refused_before_anything_is_started(stand_in, tmp_path):
+    path = write_config(stand_in, tmp_path)
+    url = load_config(path, registry=Registry.load()).rollout.backend.served.url
+    with (
+        written_down(tmp_path / "run", Entry(url=url, token="t", pid=os.getpid())),
+        pytest.raises(ConfigError, match=f"{url} is served for .* already; choose another rollout.serve.port or uds"),
+    ):
+        serve(path, ())
+    assert not (tmp_path / "seen.json").exists() and not list((tmp_path / "run").glob("*.log"))
+
+
+def test_both_sides_have_one_token_and_one_folder_for_weights_of_their_own(stand_in, tmp_path):
+    """Though they have other `output.dir`s, as a server on another machine may."""
+    path = write_config(stand_in, tmp_path, f"token: a-token, weights_dir: {tmp_path}, ")
+    config = load_config(path, registry=Registry.load())
+    program = program_of_config(config)
+    assert program.token(tmp_path / "kept") == "a-token" and not (tmp_path / "kept").exists()
+    assert program.weights_dir == weights_folder(config.rollout.backend, tmp_path / "other") == tmp_path / "vllm-weights"
+
+
+def spawning(stand_in: Path, **settings) -> VllmRollout:
+    return VllmRollout(mode="spawn", serve=ServeSettings(executable=str(stand_in), port=free_port()), **settings)
+
+
+def test_a_server_of_the_runs_own_that_dies_is_not_waited_for(stand_in, tmp_path):
+    """Nobody starts it again; what ends with it is what is asked now, later, and what is pushed."""
+    live = open_live(spawning(stand_in, timeout=600.0), fake_context(tmp_path))
+    try:
+        os.kill(json.loads((tmp_path / "seen.json").read_text())["pid"], signal.SIGKILL)
+        request = RolloutRequest(id="a", prompt_ids=(5,), seeds=(1,), sampling=Sampling(max_completion_length=4))
+        for _ in range(2):
+            with pytest.raises(RolloutError, match=r"vllm serve ended with code -9; its log, .*vllm-server.log, ends:\na line of"):
+                live.submit(request).result(60)
+    finally:
+        live.close()
+
+
+def test_a_run_of_several_processes_hears_of_it_in_all_of_them(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    spawned = Spawned(Address(url="http://a:1"), process.pid, tmp_path / "log")
+    assert spawned.gone() is None
+    process.communicate()
+    assert spawned.gone() == f"vllm serve, which the run started, ended; its log is {tmp_path / 'log'}"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_whatever_fails_in_the_first_process_is_told_to_the_others(stand_in, tmp_path, monkeypatch, rank):
+    told = [(None, (TruingError, "OSError: no more processes"))]
+
+    def gathered(own: list) -> list:
+        assert own[0] == (told[0] if rank == 0 else (None, None))
+        return [told[0], (None, None)]
+
+    def fails(*args: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("truing.train.ranks.gather_object", gathered)
+    monkeypatch.setattr(Running, "start", fails)
+    context = attrs.evolve(fake_context(tmp_path), rank=rank, num_ranks=2)
+    with pytest.raises(TruingError, match="starting a vLLM server failed in process 0: OSError: no more processes"):
+        open_live(spawning(stand_in), context)

@@ -35,7 +35,8 @@ def test_importing_it_imports_nothing_dear():
         ({"server": "unix:/a/v.sock"}, ("unix:/a/v.sock",)),
         ({"server": ("http://a:1", "http://b:2")}, ("http://a:1", "http://b:2")),
         ({"host": "127.0.0.1"}, ("http://127.0.0.1:8000",)),
-        ({"host": "127.0.0.1", "port": 9}, ("http://127.0.0.1:9",)),
+        ({"host": "10.0.0.1", "port": 9}, ("http://10.0.0.1:9",)),
+        ({"port": 9}, ("http://127.0.0.1:9",)),
     ],
 )
 def test_servers_may_be_named_in_several_ways(given, urls):
@@ -49,6 +50,15 @@ def test_servers_may_be_named_in_several_ways(given, urls):
         ({"server": "http://a:1", "host": "b"}, "rollout.server is 'http://a:1' and rollout.host 'b'; they say the same thing"),
         ({"server": "http://a:1", "mode": "spawn"}, "rollout.mode is spawn, .* and http://a:1 is named too; remove one"),
         ({"host": "a", "mode": "spawn"}, "http://a:8000 is named too; remove one"),
+        (
+            {"port": 9, "mode": "spawn"},
+            r"http://127.0.0.1:9 is named too; remove one \(where its own listens say rollout.serve.host",
+        ),
+        ({"server": "http://a:1", "port": 9}, "rollout.server is 'http://a:1' and rollout.port 9; they say the same thing"),
+        (
+            {"token": "a", "serve": ServeSettings(token="b")},
+            "rollout.token and rollout.serve.token are not the same, .*; keep rollout",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(given, says):
@@ -71,6 +81,13 @@ def test_what_cannot_be_is_refused(given, says):
 def test_what_is_no_address_is_refused(url, says):
     with pytest.raises(ConfigError, match=f"is no server's address: .*{says}.*write http://host:port or unix:/path"):
         Address(url=url)
+
+
+def test_servers_that_are_started_ask_for_the_runs_token():
+    assert VllmRollout(token="a").served.token == "a"
+    assert VllmRollout(token="a", serve=ServeSettings(token="a", port=9)).served == ServeSettings(token="a", port=9)
+    assert VllmRollout(serve=ServeSettings(token="b")).served.token == "b"
+    assert VllmRollout().served.token is None
 
 
 def test_a_token_is_not_shown():

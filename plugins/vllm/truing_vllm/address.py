@@ -89,6 +89,14 @@ def read_entries(run_dir: Path) -> list[Entry]:
     return [entry for entry in entries if entry.alive]
 
 
+def require_free(run_dir: Path, url: str) -> list[Entry]:
+    """Return the servers of a run. Raises ConfigError where one of them has that address."""
+    entries = read_entries(run_dir)
+    if any(entry.url == url for entry in entries):
+        raise ConfigError(f"{url} is served for {run_dir} already; choose another rollout.serve.port or uds, or stop that one")
+    return entries
+
+
 @contextmanager
 def written_down(run_dir: Path, entry: Entry) -> Iterator[Path]:
     """Have a server in the run's file, readable by this user alone, until the block ends.
@@ -97,11 +105,7 @@ def written_down(run_dir: Path, entry: Entry) -> Iterator[Path]:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with _locked(run_dir):
-        others = read_entries(run_dir)
-        if any(other.url == entry.url for other in others):
-            raise ConfigError(
-                f"{entry.url} is served for {run_dir} already; choose another rollout.serve.port or uds, or stop that one"
-            )
+        others = require_free(run_dir, entry.url)
         _write(run_dir, [*others, entry])
     try:
         yield run_dir / FILE

@@ -27,16 +27,20 @@ class VllmRollout(Rollout):
         None, help="http://host:port or unix:/path/of.sock, or several; null: those that vllm-serve started for this output.dir."
     )
     host: str | None = setting(None, help="Host of a server, an older spelling of `server`.")
-    port: int = setting(8000, gt=0, lt=65536, help="Port of the server that `host` names.")
+    port: int | None = setting(
+        None, gt=0, lt=65536, help="Port of the server that `host` names, 8000 if null; without `host`, of one at 127.0.0.1."
+    )
     token: str | None = setting(
-        None, help="What servers ask for; null: environment TRUING_VLLM_TOKEN, or what vllm-serve wrote down."
+        None,
+        help="What servers ask for, and those are told that are started; null: environment TRUING_VLLM_TOKEN, or what vllm-serve "
+        "wrote down.",
     )
     timeout: float = setting(
         300.0, gt=0, help="Seconds that a server may take for one completion or push, and that one that is gone has to come back."
     )
     max_concurrency: int = setting(256, gt=0, help="Completions in flight at once, on all servers together, of each process.")
     weights_dir: Path | None = setting(
-        None, help="Folder that weights go through to the servers; null is output.dir/vllm-weights. One in memory is faster."
+        None, help="Where the folder vllm-weights lies, that weights go through; null is output.dir. One in memory is faster."
     )
     probe_tolerance: float | None = setting(
         None,
@@ -52,21 +56,32 @@ class VllmRollout(Rollout):
                 "rollout.mode is colocate, vLLM in the process that trains, which is not supported: vLLM pins other versions "
                 "than the newest, and on a CPU it takes the trainer's threads. Use spawn, which starts a server beside the run"
             )
-        if self.server is not None and self.host is not None:
-            raise ConfigError(
-                f"rollout.server is {self.server!r} and rollout.host {self.host!r}; they say the same thing, so keep server"
-            )
+        for key, value in (("host", self.host), ("port", self.port)):
+            if self.server is not None and value is not None:
+                raise ConfigError(
+                    f"rollout.server is {self.server!r} and rollout.{key} {value!r}; they say the same thing, so keep server"
+                )
         if self.mode == "spawn" and self.urls:
             raise ConfigError(
-                f"rollout.mode is spawn, so that the run starts its own server, and {', '.join(self.urls)} is named too; remove one"
+                f"rollout.mode is spawn, so that the run starts its own server, and {', '.join(self.urls)} is named too; "
+                "remove one (where its own listens say rollout.serve.host, port or uds)"
+            )
+        if None not in (self.token, self.serve.token) and self.token != self.serve.token:
+            raise ConfigError(
+                "rollout.token and rollout.serve.token are not the same, and both are what servers ask for; keep rollout.token"
             )
 
     @property
     def urls(self) -> tuple[str, ...]:
         """The servers that the configuration names."""
-        if self.host is not None:
-            return (f"http://{self.host}:{self.port}",)
+        if self.host is not None or self.port is not None:
+            return (f"http://{self.host or '127.0.0.1'}:{self.port or 8000}",)
         return () if self.server is None else (self.server,) if isinstance(self.server, str) else self.server
+
+    @property
+    def served(self) -> ServeSettings:
+        """How servers are started that ask for the token that the run sends."""
+        return self.serve if self.token is None else attrs.evolve(self.serve, token=self.token)
 
     def open(self, context: OpenContext) -> LiveRollout:
         """Return the live backend, connected. Raises SetupError where no server is known, RolloutError where none answers."""

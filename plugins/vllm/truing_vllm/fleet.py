@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import attrs
@@ -20,6 +20,7 @@ TRIES = 4
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries; each pause is twice the one before."""
 HEALTH_SECONDS = 10.0
+LOOK_SECONDS = 0.5
 GREETING_SECONDS = 5.0
 """How long servers that are not there yet are waited for where one is."""
 
@@ -215,7 +216,13 @@ class Fleet:
                 return
         self._changed.set()
 
-    def _end(self, error: PushError) -> None:
+    async def end_when(self, gone: Callable[[], str | None]) -> None:
+        """Let nothing go on as soon as `gone` says why: a server that nobody starts again is not waited for."""
+        while (why := gone()) is None:
+            await asyncio.sleep(LOOK_SECONDS)
+        self._end(RolloutError(why))
+
+    def _end(self, error: PushError | RolloutError) -> None:
         """Let nothing go on: what is asked of a server that is paused for good would wait out its time."""
         self.fatal = RolloutError(str(error))
         for task in self._asking:

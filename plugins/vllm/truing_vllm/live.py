@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -65,6 +65,10 @@ class LiveVllm:
     def wait_until_there(self) -> None:
         """Return when a server is healthy. Raises RolloutError where none is within the timeout."""
         self._run(self._fleet.greet())
+
+    def end_when(self, gone: Callable[[], str | None]) -> None:
+        """Raise RolloutError, of all that goes on and of all that is asked, as soon as `gone` says why."""
+        asyncio.run_coroutine_threadsafe(self._fleet.end_when(gone), self._loop)
 
     def submit(self, request: RolloutRequest) -> Future[tuple[Completion, ...]]:
         """Begin to complete a request; may be called from any thread, also while weights change."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
+import attrs
+import psutil
 from peft import PeftModel
 
-from truing import OpenContext, SetupError, TruingError
+from truing import OpenContext, SetupError
 from truing.threads import running_loop
+from truing.train.ranks import together
 from truing_vllm.address import FILE, TOKEN_VARIABLE, Address, read_entries
 from truing_vllm.backend import VllmRollout
 from truing_vllm.live import LiveVllm
@@ -26,12 +29,16 @@ def open_live(settings: VllmRollout, context: OpenContext) -> LiveVllm:
     merged, is_adapter = why_merged(context, settings.serve), isinstance(context.models["policy"], PeftModel)
     adapter_alone = is_adapter and merged is None
     with ExitStack() as opened:
-        spawned = [_spawned(settings, context, opened, adapter_alone)] if settings.mode == "spawn" else []
-        addresses = spawned or find_addresses(settings, context.run_dir)
+        gone = None
+        if settings.mode == "spawn":
+            address, gone = _spawned(settings, context, opened, adapter_alone)
+        addresses = [address] if gone else find_addresses(settings, context.run_dir)
         loop = opened.enter_context(running_loop("truing-vllm"))
         about = _about(addresses, is_adapter, merged)
         live = LiveVllm(settings, context, addresses, loop=loop, adapter_alone=adapter_alone, about=about)
         opened.callback(live.hang_up)
+        if gone:
+            live.end_when(gone)
         live.wait_until_there()
         live.held = opened.pop_all()
     return live
@@ -61,30 +68,42 @@ def _about(addresses: list[Address], is_adapter: bool, merged: str | None) -> st
     return f"vLLM at {where}, which gets all weights with the adapter merged, because {merged}; every update is probed"
 
 
-def _spawned(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapter_alone: bool) -> Address:
-    """Start a server in the run's first process, and return its address in all of them."""
-    result: list[Address | str | None] = [None]
-    problem: TruingError | None = None
-    if context.rank == 0:
-        try:
-            result = [_start(settings, context, opened, adapter_alone)]
-        except TruingError as error:  # the other processes wait to hear of it
-            problem, result = error, [str(error)]
-    if context.num_ranks > 1:
-        broadcast_object_list(result)
-    if problem is not None:
-        raise problem
-    (address,) = result
-    if not isinstance(address, Address):
-        raise SetupError(f"the first process could not start a server: {address}")
-    return address
+@attrs.frozen
+class Spawned:
+    """A server of the run's own, as any of the run's processes sees it."""
+
+    address: Address
+    pid: int
+    log: Path
+
+    def gone(self) -> str | None:
+        """Return why nothing is to be expected of it; None while it is there."""
+        return None if psutil.pid_exists(self.pid) else f"vllm serve, which the run started, ended; its log is {self.log}"
 
 
-def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapter_alone: bool) -> Address:
+def _spawned(
+    settings: VllmRollout, context: OpenContext, opened: ExitStack, adapter_alone: bool
+) -> tuple[Address, Callable[[], str | None]]:
+    """Start a server in the run's first process; return, in all of them, its address and what says that it is gone."""
+    started: list[Running] = []
+
+    def start() -> Spawned | None:
+        if context.rank != 0:
+            return None
+        running = _start(settings, context, opened, adapter_alone)
+        started.append(running)
+        return Spawned(running.address, running.process.pid, running.log)
+
+    spawned, *_ = together(start, "starting a vLLM server")
+    assert spawned is not None
+    return spawned.address, started[0].death if started else spawned.gone
+
+
+def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapter_alone: bool) -> Running:
     configs = context.models["policy"].peft_config.values() if adapter_alone else ()
     ranks = [config.r for config in configs]
     program = Program(
-        settings=settings.serve,
+        settings=settings.served,
         model=str(policy_of(context).config._name_or_path),
         weights_dir=weights_folder(settings, context.run_dir),
         lora_rank=lora_room(max(ranks)) if ranks else None,
@@ -93,4 +112,4 @@ def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapt
     running = Running.start(program, Path(folder) / "inside", context.run_dir, LOG)
     opened.callback(running.stop)
     running.wait_until_healthy(settings.serve.start_timeout)
-    return running.address
+    return running

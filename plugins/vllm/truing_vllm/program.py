@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import attrs
@@ -20,13 +20,16 @@ from truing import ConfigError, SetupError
 from truing_vllm import inside
 from truing_vllm.address import TOKEN_VARIABLE, Address
 from truing_vllm.connection import CONNECT_SECONDS
+from truing_vllm.inside.guard import BOOT_HEADER
 from truing_vllm.settings import ServeSettings
+from truing_vllm.sockets import held_socket
 
 PACKAGE = "truing_inside_vllm"
 """What our part is called in the server's environment, where truing need not be installed."""
 BACKEND = "safetensors"
 TOKEN_FILE = ".vllm-token"
 """In the run directory: servers of a run have one token, which a server that is started again has again."""
+BOOT_VARIABLE = "TRUING_GUARD_BOOT"
 STOP_SECONDS = 20.0
 LOG_LINES = 25
 _LOG_BYTES = 1 << 16
@@ -40,6 +43,7 @@ class Program:
     settings: ServeSettings
     model: str
     weights_dir: Path
+    """The folder of ours that weights go through."""
     lora_rank: int | None = None
     """Room for adapters of this rank; None for none."""
     revision: str | None = None
@@ -101,7 +105,7 @@ class Program:
             **inherited,
             "PYTHONPATH": str(folder),
             "TRUING_GUARD_TOKEN": token,
-            "TRUING_GUARD_BOOT": secrets.token_hex(8),
+            BOOT_VARIABLE: secrets.token_hex(8),
             "TRUING_GUARD_STARTER": str(os.getpid()),
             "TRUING_WEIGHTS_DIR": str(self.weights_dir.absolute()),
             "VLLM_SERVER_DEV_MODE": "1",
@@ -131,20 +135,6 @@ def write_inside(folder: Path) -> None:
     (info / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{PACKAGE} = {PACKAGE}.engine:register\n")
 
 
-def make_socket_folder(socket: Path) -> None:
-    """Make the folder of a unix socket this user's alone. Raises ConfigError where it is not, and cannot be."""
-    folder = socket.expanduser().absolute().parent
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-            raise ConfigError(
-                f"rollout.serve.uds: others may look into {folder}; put the socket into a folder of its own, with mode 0700"
-            )
-        socket.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"rollout.serve.uds: {folder} cannot be made: {error.strerror}; choose another folder") from error
-
-
 @attrs.define(eq=False, kw_only=True)
 class Running:
     """A server that was started, with everything that it started."""
@@ -152,6 +142,10 @@ class Running:
     process: subprocess.Popen[bytes]
     address: Address
     log: Path
+    boot: str
+    """What its guard calls this start."""
+    held: ExitStack = attrs.field(factory=ExitStack)
+    """Has its socket's path, until it is stopped."""
 
     @classmethod
     def start(cls, program: Program, folder: Path, run_dir: Path, log: str) -> Running:
@@ -160,40 +154,63 @@ class Running:
         Raises ConfigError, SetupError.
         """
         command, token = program.command(), program.token(run_dir / TOKEN_FILE)
-        if program.settings.uds is not None:
-            make_socket_folder(program.settings.uds)
-        program.weights_dir.mkdir(parents=True, exist_ok=True)
-        program.weights_dir.chmod(0o700)
+        environment = program.environment(folder, token)
+        try:
+            program.weights_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            program.weights_dir.chmod(0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"rollout.weights_dir: {program.weights_dir} cannot be made, for this user alone: {error}; choose another folder"
+            ) from error
         write_inside(folder)
-        with (run_dir / log).open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                env=program.environment(folder, token),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                umask=0o077,
-            )
-        return cls(process=process, address=Address(url=program.settings.url, token=token), log=run_dir / log)
+        with ExitStack() as held:
+            if program.settings.uds is not None:
+                held.enter_context(held_socket(program.settings.uds))
+            with (run_dir / log).open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    umask=0o077,
+                )
+            address = Address(url=program.settings.url, token=token)
+            return cls(process=process, address=address, log=run_dir / log, boot=environment[BOOT_VARIABLE], held=held.pop_all())
 
     def wait_until_healthy(self, seconds: float) -> None:
-        """Raise SetupError, with the end of the log, where the server dies first or takes longer."""
+        """Raise SetupError, with the end of the log, where the server dies first or takes longer, or another answers for it."""
         until = time.monotonic() + seconds
         transport = httpx.HTTPTransport(uds=self.address.socket)
         with httpx.Client(base_url=self.address.base_url, transport=transport, trust_env=False, timeout=CONNECT_SECONDS) as client:
             while self.process.poll() is None and time.monotonic() < until:
                 try:
-                    if client.get("/health").status_code == 200:
-                        return
+                    answer = client.get("/health")
                 except httpx.HTTPError:
-                    pass
+                    answer = None
+                if answer is not None and answer.status_code == 200:
+                    self._require_own(answer.headers.get(BOOT_HEADER))
+                    return
                 time.sleep(_POLL_SECONDS)
+        late = f"vllm serve was not healthy within {seconds:.0f} s (rollout.serve.start_timeout); {self._log_ends()}"
+        raise SetupError(self.death() or late)
+
+    def _require_own(self, boot: str | None) -> None:
+        if boot != self.boot:
+            raise SetupError(
+                f"something else answers at {self.address.url}, not the vllm serve that was started: "
+                f"{'another server of vllm-serve' if boot else 'another program'} has that address. Choose another "
+                f"rollout.serve.port or uds, or stop that one; {self._log_ends()}"
+            )
+
+    def death(self) -> str | None:
+        """Return how the server ended, with the end of its log; None while it runs."""
         code = self.process.poll()
-        what = (
-            f"was not healthy within {seconds:.0f} s (rollout.serve.start_timeout)" if code is None else f"ended with code {code}"
-        )
-        raise SetupError(f"vllm serve {what}; its log, {self.log}, ends:\n{self.log_end()}")
+        return None if code is None else f"vllm serve ended with code {code}; {self._log_ends()}"
+
+    def _log_ends(self) -> str:
+        return f"its log, {self.log}, ends:\n{self.log_end()}"
 
     def log_end(self) -> str:
         """Return the last lines of the server's log."""
@@ -208,8 +225,7 @@ class Running:
             self.process.wait(STOP_SECONDS)
         self._signal(signal.SIGKILL)  # workers that outlived it
         self.process.wait()
-        if self.address.socket is not None:
-            Path(self.address.socket).unlink(missing_ok=True)
+        self.held.close()
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):

@@ -5,25 +5,70 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import attrs
 import click
 
-from truing import ConfigError, SetupError, TrainConfig
+from truing import ConfigError, SetupError, TrainConfig, TruingError
 from truing.config import load_config
 from truing.data.paths import local_path
 from truing.registry import Registry
-from truing_vllm.address import Entry, written_down
+from truing_vllm.address import Entry, require_free, written_down
 from truing_vllm.backend import VllmRollout
 from truing_vllm.program import Program, Running
 from truing_vllm.settings import ServeSettings
 from truing_vllm.trainer import LORA_RANKS, lora_room, weights_folder
 
 _POLL_SECONDS = 0.5
+
+
+class Stopped(TruingError):
+    """A signal came before the server was healthy. Exits with 128 + the signal's number: 130 or 143."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} before the server was healthy")
+        self.exit_code = 128 + number
+
+
+@attrs.define(eq=False)
+class Signals:
+    """SIGINT and SIGTERM, which in its block are noted instead of ending the program."""
+
+    number: int = 0
+    """The last that came."""
+    _raises: bool = False
+
+    @contextmanager
+    def noted(self) -> Iterator[Signals]:
+        """Handle the signals until the block ends."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise Stopped for a signal, wherever the block is, so that nothing is waited for."""
+        self._raises = True
+        try:
+            if self.number:
+                raise Stopped(self.number)
+            yield
+        finally:
+            self._raises = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.number = number
+        if self._raises:
+            raise Stopped(number)
 
 
 def program_of(config: TrainConfig) -> Program:
@@ -37,7 +82,7 @@ def program_of(config: TrainConfig) -> Program:
     if adapter is not None and backend.serve.data_parallel_size == 1 and not adapter.modules_to_save:
         room = lora_room(adapter.r)
     return Program(
-        settings=backend.serve,
+        settings=backend.served,
         model=str(local_path(model.name, config.base_dir) or model.name),
         revision=model.revision,
         tokenizer=None if model.tokenizer is None else str(local_path(model.tokenizer, config.base_dir) or model.tokenizer),
@@ -48,23 +93,28 @@ def program_of(config: TrainConfig) -> Program:
 
 
 def serve(path: Path, overrides: Sequence[str]) -> None:
-    """Serve a configuration's run until SIGINT or SIGTERM. Raises ConfigError, and SetupError where the server dies."""
+    """Serve a configuration's run until SIGINT or SIGTERM.
+
+    Raises ConfigError, SetupError where the server dies, and Stopped for a signal before it serves.
+    """
     config = load_config(path, overrides, registry=Registry.load())
     program, run_dir = program_of(config), config.output.dir
     if config.model.adapter is not None and program.lora_rank is None:
         click.echo(
             f"the adapter will be merged: vLLM takes ranks up to {LORA_RANKS[-1]}, no modules_to_save, and one copy of the model"
         )
+    require_free(run_dir, program.settings.url)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="truing-vllm-") as folder, _signals() as asked_to_stop:
+    with tempfile.TemporaryDirectory(prefix="truing-vllm-") as folder, Signals().noted() as signals:
         running = Running.start(program, Path(folder) / "inside", run_dir, f"vllm-server-{_short(program.settings)}.log")
         try:
             click.echo(f"starting vllm serve {program.model}; its log is {running.log}")
-            running.wait_until_healthy(program.settings.start_timeout)
+            with signals.raised():
+                running.wait_until_healthy(program.settings.start_timeout)
             entry = Entry(url=running.address.url, token=str(running.address.token), pid=os.getpid())
             with written_down(run_dir, entry) as file:
                 click.echo(f"serving at {entry.url}; {file} has the token. Ctrl-C ends it")
-                _stay(running, asked_to_stop)
+                _stay(running, signals)
         finally:
             running.stop()
 
@@ -74,23 +124,8 @@ def _short(settings: ServeSettings) -> str:
     return str(settings.port) if settings.uds is None else settings.uds.stem
 
 
-def _stay(running: Running, asked_to_stop: threading.Event) -> None:
-    while not asked_to_stop.wait(_POLL_SECONDS):
-        if running.process.poll() is not None:
-            raise SetupError(f"vllm serve ended with code {running.process.returncode}; its log ends:\n{running.log_end()}")
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Note SIGINT and SIGTERM, in the block, instead of ending for them."""
-    asked = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stay(running: Running, signals: Signals) -> None:
+    while not signals.number:
+        time.sleep(_POLL_SECONDS)
+        if (death := running.death()) is not None:
+            raise SetupError(death)

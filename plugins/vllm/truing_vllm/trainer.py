@@ -21,6 +21,8 @@ from truing_vllm.backend import VllmRollout
 from truing_vllm.probe import Probe
 from truing_vllm.settings import ServeSettings
 
+WEIGHTS_FOLDER = "vllm-weights"
+"""Of ours, in `output.dir` or in the user's `weights_dir`, which need not be private."""
 SHARD_BYTES = 1 << 30
 KEPT = 2
 """Versions whose files stay: the newest, which a server that comes back is given, and the one before."""
@@ -87,8 +89,11 @@ def make_probe(context: OpenContext, source: WeightSource, serve: ServeSettings,
 
 
 def weights_folder(settings: VllmRollout, run_dir: Path) -> Path:
-    """Return the folder that weights go through; the same for the run and for those who start its servers."""
-    return (settings.weights_dir or run_dir / "vllm-weights").expanduser().absolute()
+    """Return the folder of ours that weights go through, below the user's; the same for the run and for who starts its servers.
+
+    It does not depend on the run where `weights_dir` is set, for a server may be started with another `output.dir`.
+    """
+    return (settings.weights_dir or run_dir).expanduser().absolute() / WEIGHTS_FOLDER
 
 
 def run_label(run_dir: Path) -> str:
@@ -108,7 +113,7 @@ class WeightFiles:
         """Write the weights of a version and return the files' names below the root. Raises RolloutError for a full disk."""
         folder = self.root / label
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.root.chmod(0o700)
             self._make_room()
             shutil.rmtree(folder, ignore_errors=True)

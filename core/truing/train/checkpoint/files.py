@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import resource
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -47,11 +51,16 @@ def _pieces(chunks: Iterable[Chunk]) -> Iterator[memoryview]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Make a file have these contents, whole or not at all."""
+    """Make a file have these contents, whole or not at all. Raises OSError."""
     draft = path.with_name(f".writing-{path.name}")
     draft.unlink(missing_ok=True)
-    write_file(draft, [data])
-    draft.replace(path)
+    try:
+        write_file(draft, [data])
+        draft.replace(path)
+    except OSError:
+        with suppress(OSError):  # the next one tries again
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def seal_of(path: Path) -> Seal:
@@ -96,3 +105,18 @@ def size_of_folder(path: Path) -> int:
             except OSError:
                 continue
     return total
+
+
+def shortfall(error: OSError, sizes: Sequence[int], written: int, folder: Path) -> str:
+    """Return in words how many bytes were lacking for files of these sizes, which are gone by now; nothing where it is not that."""
+    needed = sum(sizes)
+    if error.errno == errno.ENOSPC:
+        lacking = needed - shutil.disk_usage(folder).free
+    elif error.errno == errno.EDQUOT:
+        lacking = needed - written
+    elif error.errno == errno.EFBIG:
+        lacking = max(sizes) - resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    else:
+        return ""
+    # what others write and free meanwhile makes this an estimate
+    return f" (it needs {needed:,} bytes, about {max(lacking, 1):,} more than there were)"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import resource
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from truing.errors import TruingError
-from truing.train.checkpoint.files import Seal, make_folder, size_of_folder, sync_folder, write_file
+from truing.train.checkpoint.files import Seal, make_folder, shortfall, size_of_folder, sync_folder, write_file
 from truing.train.checkpoint.manifest import MANIFEST, DamagedError, Manifest, step_of, verify
 
 if TYPE_CHECKING:
@@ -157,26 +155,11 @@ class CheckpointStore:
         shutil.rmtree(draft, ignore_errors=True)
         with suppress(OSError):  # the next run tries again
             self._settle_replaced()
-        short = "" if contents is None else _shortfall(error, contents, written, self.folder)
+        short = "" if contents is None else shortfall(error, contents.sizes, written, self.folder)
         return CheckpointError(
             f"checkpoint {self.folder / draft.name.removeprefix(_DRAFT)} cannot be written: {error.strerror or error}{short}; "
             "the ones before it are whole. Free space or mend the disk, and go on with --resume"
         )
-
-
-def _shortfall(error: OSError, contents: Contents, written: int, folder: Path) -> str:
-    """Return in words how many bytes were lacking; nothing where that is not why."""
-    needed = sum(contents.sizes)
-    if error.errno == errno.ENOSPC:
-        lacking = needed - shutil.disk_usage(folder).free  # the draft is gone by now
-    elif error.errno == errno.EDQUOT:
-        lacking = needed - written
-    elif error.errno == errno.EFBIG:
-        lacking = max(contents.sizes) - resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    else:
-        return ""
-    # what others write and free meanwhile makes this an estimate
-    return f" (it needs {needed:,} bytes, about {max(lacking, 1):,} more than there were)"
 
 
 def _is_whole(path: Path, *, contents: bool = True) -> bool:
