@@ -362,7 +362,13 @@ class Loss(Protocol):
 
 
 class OnlineLoss(Loss, Protocol):
-    """A loss of the ROLLOUT layout, which also turns rewards into advantages."""
+    """A loss of the ROLLOUT layout, which also turns rewards into advantages.
+
+    One that compares a prompt's completions by more than the weighted sums of their rewards also has `worth(rollouts) -> Tensor`,
+    [B]: what it compares, NaN for a completion that has none. It is called with the completions of one prompt or more, and what
+    is known of them before any model is asked. Where all of a prompt's are worth the same, their advantages are 0: the metric
+    `frac_reward_zero_std` counts such prompts, and a method's setting `dynamic_sampling` is how many times one is sampled anew.
+    """
 
     @property
     def rollout_needs(self) -> Needs:
