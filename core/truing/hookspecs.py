@@ -33,8 +33,8 @@ def register_loss() -> list[type[Loss]]:
     """Register methods: classes that turn a batch's log-probabilities into the terms of a loss.
 
     `name` is the method's YAML name (words joined by "-"), `layout` the shape of its samples, `needs` what it reads. A ROLLOUT
-    method also has `rollout_needs` and `advantages`; one that counts some prompt tokens, `prompt_tokens`. See truing.loss for
-    LossInputs, Term and LossOutput.
+    method also has `rollout_needs` and `advantages`, and may have `worth`; one that counts some prompt tokens, `prompt_tokens`.
+    See truing.loss for LossInputs, Term and LossOutput.
 
     Example:
 

@@ -381,10 +381,15 @@ class OnlineLoss(Loss, Protocol):
     - `least_generations`, `least_completion_length`: the least that `rollout` may say of either.
     - `max_completion_length`: the most tokens of a completion, if `rollout` does not say it.
     - `num_minibatches`, `num_iterations`: optimiser steps that one pass over a rollout batch is, and passes.
-    - `dynamic_sampling`: how often groups of which nothing can be learned are sampled anew.
+    - `dynamic_sampling`: how many times a prompt whose completions are all worth the same is sampled anew.
     - `num_sample_generations`: tables of samples shown over the run.
     - `trained_layout`: the layout that the loss is called with, if it is another; PAIRED needs `Advantages.pairs`.
     - `critic`, "separate" or "shared", and `critic_model`: where VALUES come from.
+
+    One that compares a prompt's completions by more than the weighted sums of their rewards also has `worth(rollouts) -> Tensor`,
+    [B]: what it compares, NaN for a completion that has none. It is called with the completions of one prompt or more, and what
+    is known of them before any model is asked. Where all of a prompt's are worth the same, their advantages are 0, and the metric
+    `frac_reward_zero_std` counts the prompt.
     """
 
     @property

@@ -83,7 +83,8 @@ class Rewards:
 
 def sampler(backend=None, rewards=None, **fields):
     tokenizer = type("T", (), {"decode": lambda self, ids, **options: f"text {list(ids)}"})()
-    made = {"live": backend or Backend(), "backend": "fake", "rewards": rewards or Rewards(), "weights": (1.0,), "seed": 1}
+    made = {"live": backend or Backend(), "backend": "fake", "rewards": rewards or Rewards(), "seed": 1}
+    made["worths"] = lambda group: group.totals((1.0,))
     return Sampler(**made, tokenizer=tokenizer, sampling=Sampling(max_completion_length=3), **fields)
 
 

@@ -294,6 +294,14 @@ def test_equal_rewards_give_no_advantage():
     breaks(advantages_like(inexact), "for 8 equal rewards of 0.1, and must give 0", group_relative=True)
 
 
+def test_what_completions_are_worth_is_a_number_each():
+    check_loss(loss_like(Grpo, worth=lambda self, rollouts: rollouts.rewards.sum(1)))
+    breaks(
+        loss_like(Grpo, worth=lambda self, rollouts: rollouts.rewards), r"Bad.worth must return a tensor of shape \[B\] = \[12\]"
+    )
+    breaks(loss_like(Grpo, worth=lambda self, rollouts: None), "got NoneType")
+
+
 @attrs.frozen(kw_only=True)
 class Scored(Hinge):
     """Reads scores, and no log-probability."""

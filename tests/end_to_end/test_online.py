@@ -320,8 +320,26 @@ def test_an_error_of_the_method_names_it(tmp_path):
         def advantages(self, rollouts) -> Advantages:
             raise ZeroDivisionError("float division by zero")
 
-    with pytest.raises(PluginError, match="method 'broken' .* failed on the rewards before step 1: ZeroDivisionError"):
-        align(tmp_path / "run", Broken(), max_steps=1)
+    @attrs.frozen(kw_only=True)
+    class Worthless(Broken):
+        name: ClassVar[str] = "worthless"
+        advantages = Grpo.advantages
+
+        def worth(self, rollouts):
+            raise ZeroDivisionError("float division by zero")
+
+    @attrs.frozen(kw_only=True)
+    class Misfit(Worthless):
+        name: ClassVar[str] = "misfit"
+
+        def worth(self, rollouts):
+            return rollouts.rewards
+
+    for method in (Broken(), Worthless()):
+        with pytest.raises(PluginError, match=f"{method.name}' .* failed on the rewards before step 1: ZeroDivisionError"):
+            align(tmp_path / method.name, method, max_steps=1)
+    with pytest.raises(PluginError, match=r"method 'misfit': its `worth` gives shape \[4, 1\], and it must be \[4\]"):
+        align(tmp_path / "misfit", Misfit(), max_steps=1)
 
 
 def test_a_step_that_was_left_out_is_computed_again(tmp_path, monkeypatch):

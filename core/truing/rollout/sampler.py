@@ -73,6 +73,11 @@ class Group:
         return [weighted_sum(row, weights) for row in self.rewards]
 
 
+def all_alike(worths: Sequence[float]) -> bool:
+    """Return whether completions are all worth the same, those left out that are worth nothing that is known (NaN)."""
+    return len({worth for worth in worths if worth == worth}) <= 1
+
+
 def weighted_sum(rewards: Sequence[float], weights: Sequence[float]) -> float:
     """Return the weighted sum of rewards, without those that do not apply (NaN); NaN where none does."""
     applying = [weight * reward for weight, reward in zip(weights, rewards, strict=True) if reward == reward]
@@ -85,7 +90,7 @@ class Lot:
 
     groups: list[Group] = attrs.field(factory=list)
     resampled: int = 0
-    """Groups drawn again because their rewards were all equal."""
+    """Groups drawn again because their completions were all worth the same."""
     stale: int = 0
     """Completions dropped because weights that are too old wrote some of them."""
 
@@ -144,8 +149,8 @@ class Sampler:
     backend: str
     """Its name, for errors."""
     rewards: RewardRunner
-    weights: Sequence[float]
-    """Of the rewards."""
+    worths: Callable[[Group], Sequence[float]]
+    """What the method takes each completion to be worth; NaN where that is not known."""
     tokenizer: Any
     sampling: Sampling
     seed: int
@@ -168,21 +173,21 @@ class Sampler:
     def sample(self, asked: Asked, *, resamplings: int = 0, oldest: int = 0) -> Lot:
         """Return the groups of what was asked for, in its order, when all are sampled and scored.
 
-        A group whose rewards are all equal teaches nothing and, with `resamplings`, is drawn again until they differ or the tries
-        are used up. One with a token of weights before the version `oldest` is dropped and drawn again. Raises PluginError for a
-        backend that does not answer as it is asked, RolloutError for one that goes on sampling from older weights, and what the
-        backend and the rewards raise.
+        A group whose completions are all worth the same teaches nothing and, with `resamplings`, is drawn again until they differ
+        or the tries are used up. One with a token of weights before the version `oldest` is dropped and drawn again. Raises
+        PluginError for a backend that does not answer as it is asked, RolloutError for one that goes on sampling from older
+        weights, and what the backend and the rewards raise.
         """
         groups, lot = self._groups(asked), Lot()
         for attempt in itertools.count(1):
             stale = [sample for sample, group in groups.items() if group.oldest is not None and group.oldest < oldest]
-            flat = [sample for sample, group in groups.items() if sample not in stale and self._is_flat(group)]
             if stale and attempt > resamplings + STALE_TRIES:
                 raise RolloutError(
                     f"rollout {self.backend!r} still samples from weights of version {groups[stale[0]].oldest}, and none before "
                     f"{oldest} may be trained on: it does not take the weights that it is sent"
                 )
-            again = [*stale, *(flat if attempt <= resamplings else [])]
+            fresh = [sample for sample in groups if sample not in stale] if attempt <= resamplings else []
+            again = [*stale, *(sample for sample in fresh if all_alike(self.worths(groups[sample])))]
             if not again:
                 break
             lot.stale += sum(len(groups[sample].completions) for sample in stale)
@@ -208,10 +213,6 @@ class Sampler:
                     f"rollout {self.backend!r} gave no completion in {STALL_SECONDS / 60:.0f} min, with {len(asked.begun) - place} "
                     f"of {len(asked.begun)} prompts to be completed"
                 ) from error
-
-    def _is_flat(self, group: Group) -> bool:
-        totals = group.totals(self.weights)
-        return len({total for total in totals if total == total}) <= 1
 
     def _request(self, id_: str, prompts: Prompts, sample: int, count: int) -> RolloutRequest:
         tree = prompts[sample]

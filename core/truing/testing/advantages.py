@@ -30,6 +30,8 @@ def check_advantages(loss: Any, state: Mapping[str, Any], *, group_relative: boo
     rewards[0, 0] = torch.nan
     advantages = loss.advantages(attrs.evolve(rollouts, rewards=rewards))
     _check_finite(f"{title}, where one of several rewards does not apply (NaN),", advantages, rollouts)
+    if callable(getattr(loss, "worth", None)):
+        _check_worth(loss, make(Needs.REWARDS | Needs.NO_LOGPS))
     if group_relative:
         _check_equal_rewards(loss, state)
 
@@ -100,6 +102,14 @@ def _check_order(loss: Any, rollouts: LossInputs) -> None:
     assert expected.advantages is not None
     assert close({"": expected.advantages, **expected.columns}, {"": after.values, **after.columns}), (
         f"{type(loss).__name__}.advantages depends on the order of the prompt trees; use tree_ids, not positions"
+    )
+
+
+def _check_worth(loss: Any, rollouts: LossInputs) -> None:
+    worth = loss.worth(rollouts)
+    assert isinstance(worth, Tensor) and worth.shape == rollouts.lengths.shape, (
+        f"{type(loss).__name__}.worth must return a tensor of shape [B] = [{len(rollouts.lengths)}], "
+        f"got {list(worth.shape) if isinstance(worth, Tensor) else type(worth).__name__}"
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -115,17 +116,10 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
     Raises PluginError for an error of the method's own, and for pairs that it gives or not against its `trained_layout`.
     """
     loss: Any = run.loss
-    whole = [_without_forks(tree) for tree in trees]
+    whole = [without_forks(tree) for tree in trees]
     inputs = rollout_inputs(run, whole)
-    try:
+    with naming_the_method(run):
         advantages: Advantages = loss.advantages(inputs)
-    except TruingError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"method {loss.name!r} ({type(loss).__module__}) failed on the rewards before step {run.state.step + 1}: "
-            f"{first_line(error)}; mend its plugin (--debug shows where)"
-        ) from error
     _check_advantages(loss, inputs, advantages)
     if advantages.state is not None and _is_finite(advantages.state):  # else it would spoil every step from here on
         run.state.loss_state = _moved(advantages.state, run.accelerator.device)
@@ -146,6 +140,20 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
     return Learned(trees=learned, by_completion=_by_completion(inputs, advantages), metrics=metrics)
 
 
+@contextmanager
+def naming_the_method(run: Run) -> Iterator[None]:
+    """Turn an error of the method's own, on rewards, into a PluginError that names it."""
+    try:
+        yield
+    except TruingError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"method {run.loss.name!r} ({type(run.loss).__module__}) failed on the rewards before step {run.state.step + 1}: "
+            f"{first_line(error)}; mend its plugin (--debug shows where)"
+        ) from error
+
+
 def _check_advantages(loss: Any, inputs: LossInputs, advantages: Advantages) -> None:
     """Raise PluginError for tensors of another shape than the batch's, and for pairs beside `keep`."""
     tokens, branches = len(inputs.token_logps), len(inputs.lengths)
@@ -161,7 +169,7 @@ def _check_advantages(loss: Any, inputs: LossInputs, advantages: Advantages) -> 
         raise PluginError(f"method {loss.name!r}: its `advantages` gives both pairs and keep; pair only what is to be kept")
 
 
-def _without_forks(tree: PromptTree) -> PromptTree:
+def without_forks(tree: PromptTree) -> PromptTree:
     """Return the tree with one branch for each completion, whose reward and advantage those before it share."""
     branches = tuple(branch for branch in tree.branches if not (branch.sampled is not None and branch.sampled.fork))
     return tree if len(branches) == len(tree.branches) else attrs.evolve(tree, branches=branches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -12,7 +12,7 @@ import attrs
 from truing.data.dataset import TreeDataset
 from truing.rollout.completion import Completion
 from truing.rollout.plan import RolloutPlan
-from truing.rollout.sampler import Group, Lot, weighted_sum
+from truing.rollout.sampler import Group, Lot, all_alike, weighted_sum
 from truing.train.run import Run
 
 TABLES = 10
@@ -31,6 +31,8 @@ class RolloutLog:
     names: Sequence[str]
     """Of the rewards."""
     weights: Sequence[float]
+    worths: Callable[[Group], Sequence[float]]
+    """What the method takes each completion to be worth."""
 
     def metrics(self, groups: Sequence[Group]) -> dict[str, float]:
         """Return the mean reward, its spread within groups, each reward's mean and spread, and lengths.
@@ -38,7 +40,7 @@ class RolloutLog:
         Lost completions count in none of them, and what nothing counts in is left out. A spread is the unbiased standard deviation.
         """
         totals = [[total for total in group.totals(self.weights) if not math.isnan(total)] for group in groups]
-        flat = [len(set(of_group)) <= 1 for of_group in totals]
+        flat = [all_alike(self.worths(group)) for group in groups]
         rewards = [reward for of_group in totals for reward in of_group]
         completions = [completion for group in groups for completion in group.completions]
         lengths = [len(completion.token_ids) for completion in completions]

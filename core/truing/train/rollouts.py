@@ -30,6 +30,7 @@ from truing.train.order import DataOrder
 from truing.train.ranks import together
 from truing.train.rollout_log import RolloutLog
 from truing.train.run import Run
+from truing.train.worth import worths
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -85,12 +86,14 @@ class RolloutSource:
         rewards = self._opened.enter_context(
             RewardRunner(config.rewards, context, workers=config.trainer.reward_workers, memory_mb=config.trainer.reward_memory_mb)
         )
-        self._log = RolloutLog(run, self.prompts, self.plan, rewards.names, [entry.weight for entry in config.rewards])
+        weights = [entry.weight for entry in config.rewards]
+        of_method = partial(worths, run, weights)
+        self._log = RolloutLog(run, self.prompts, self.plan, rewards.names, weights, of_method)
         self._sampler = Sampler(
             live=live,
             backend=config.rollout.backend.name,
             rewards=rewards,
-            weights=self._log.weights,
+            worths=of_method,
             tokenizer=run.state.tokenizer,
             sampling=self.plan.sampling,
             seed=run.trainer.seed,
@@ -230,7 +233,7 @@ class RolloutSource:
             found += self._of_all_ranks(run, some, partial(self._held_out, run, prompts, _share(run, some))).groups
             run.reporter.alive(run.state.step)
         errors = self._end_batch(run, found)
-        weights, passing = self._sampler.weights, run.config.rollout.pass_reward
+        weights, passing = self._log.weights, run.config.rollout.pass_reward
         return {**self._log.metrics(found), **pass_rates(found, weights, count, passing), **errors}
 
     def _held_out(self, run: Run, prompts: TreeDataset, samples: Sequence[int]) -> Lot:

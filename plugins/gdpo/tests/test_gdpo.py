@@ -52,6 +52,14 @@ def test_a_completion_that_earns_both_rewards_is_ahead_of_one_that_earns_twice_o
     assert [first, second, third] == pytest.approx([x / deviation for x in raw], rel=1e-3)
 
 
+def test_completions_that_earn_the_same_sum_by_different_rewards_are_not_worth_the_same():
+    """Columns 1, 1, 0, 0 and 0, 0, 1, 0 and 0, 0, 0, 1, of deviations 1 / sqrt 3, 1/2 and 1/2: +-sqrt 3 / 2, and 3/2 or -1/2."""
+    inputs = rollouts([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [0, 0, 0, 0])
+    less = sqrt(3) / 2 - 1
+    assert GDPO().worth(inputs).tolist() == pytest.approx([less, less, -less, -less], abs=1e-3)
+    assert GRPO().worth(inputs).tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     drawn=st.lists(st.tuples(st.integers(0, 2), st.floats(-5, 5, width=16)), min_size=1, max_size=9),

@@ -159,3 +159,22 @@ def test_they_are_of_the_policys_type(rollouts):
     inputs = rollouts([[0.0], [2.0]], [0, 0])
     inputs = attrs.evolve(inputs, token_logps=inputs.token_logps.float(), rewards=inputs.rewards.float())
     assert GRPO().advantages(inputs).values.dtype is torch.float32
+
+
+def test_completions_are_worth_what_their_advantages_compare(rollouts):
+    """Sums 1 + 2 x 0 and 0 + 2 x 1, or nothing; with a buffer of 4 before the limit of 10, 8 tokens cost 2 / 4."""
+    rewards = [[1.0, 0.0], [0.0, 1.0], [NAN, NAN]]
+    worth = GRPO().worth(rollouts(rewards, [0, 0, 0], weights=[1.0, 2.0]))
+    assert worth.tolist() == pytest.approx([1.0, 2.0, NAN], nan_ok=True)
+    long = rollouts([[1.0], [1.0]], [0, 0], lengths=[6, 8])
+    assert GRPO().worth(long).tolist() == [1.0, 1.0]
+    assert GRPO(overlong_buffer=4).worth(long).tolist() == [1.0, 0.5]
+
+
+def test_rewards_that_make_up_for_each_other_are_worth_the_same_where_each_is_normalised(rollouts):
+    """The columns are the same three numbers in three orders, so that every row sums to 0 but for rounding."""
+    rewards = [[1.0, 2.0, 6.0], [2.0, 6.0, 1.0], [6.0, 1.0, 2.0]]
+    method = GRPO(multi_objective_aggregation="normalize_then_sum")
+    assert method.worth(rollouts(rewards, [0, 0, 0])).tolist() == [0.0, 0.0, 0.0]
+    first, second = method.worth(rollouts(PAIRS[:2], [0, 0], weights=[1.0, 2.0])).tolist()
+    assert first == -second > 0, "the second reward weighs more"

@@ -36,6 +36,15 @@ def advantages_of(rollouts: LossInputs, method: GRPO) -> Advantages:
     return Advantages(values.nan_to_num(0.0).to(rollouts.token_logps.dtype), keep=keep)
 
 
+def worth_of(rollouts: LossInputs, method: GRPO) -> Tensor:
+    """Return what completions are compared by within their group, [B]; NaN where no reward applies."""
+    rewards, weights = _rewards(rollouts, method)
+    if method.multi_objective_aggregation == "sum_then_normalize":
+        return weighted_sums(rewards, weights)
+    normalised = normalised_sums(rewards, weights, Groups.of(rollouts.tree_ids))
+    return normalised.round(decimals=9)  # of rewards that make up for each other, rounding would be left
+
+
 def _rewards(rollouts: LossInputs, method: GRPO) -> tuple[Tensor, Tensor]:
     """Return rewards [B, R] and weights [R]; with overlong_buffer, its punishment is the last of them."""
     assert rollouts.rewards is not None and rollouts.reward_weights is not None
@@ -104,13 +113,18 @@ def sum_then_normalize(rewards: Tensor, weights: Tensor, groups: Groups, scale: 
     return centred / (deviations + EPSILON)
 
 
+def normalised_sums(rewards: Tensor, weights: Tensor, groups: Groups) -> Tensor:
+    """Return the weighted sum of each reward's own (r - mean) / (std + 1e-4) within its group, [B]; NaN where none applies."""
+    normalised = [centred / (groups.deviations(centred) + EPSILON) for centred in map(groups.centred, rewards.unbind(1))]
+    return weighted_sums(torch.stack(normalised, 1), weights)
+
+
 def normalize_then_sum(rewards: Tensor, weights: Tensor, groups: Groups) -> Tensor:
-    """Return the weighted sum of each reward's own (r - mean) / (std + 1e-4) within its group, over its std in the batch + 1e-4.
+    """Return the weighted sum of rewards that are each normalised within their group, over its std in the batch + 1e-4, [B].
 
     GDPO (arXiv:2601.05242). The paper also takes off the mean over the batch, which is 0: every column sums to 0 in every group.
     """
-    normalised = [centred / (groups.deviations(centred) + EPSILON) for centred in map(groups.centred, rewards.unbind(1))]
-    sums = weighted_sums(torch.stack(normalised, 1), weights)
+    sums = normalised_sums(rewards, weights, groups)
     return sums / (_deviation(sums) + EPSILON)
 
 

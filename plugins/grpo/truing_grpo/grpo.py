@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
@@ -10,6 +10,9 @@ from truing import Advantages, Layout, LossInputs, LossOutput, Needs, OnlineLoss
 from truing.kl import KLEstimator
 from truing.off_policy import SamplerCorrection
 from truing_grpo.loss_types import Aggregation, Level, LossType, Scale, check_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @attrs.frozen(kw_only=True)
@@ -80,7 +83,7 @@ class GRPO(SamplerCorrection, OnlineLoss):
     num_iterations: int = setting(1, ge=1, help="Passes over the completions of a rollout.")
     num_minibatches: int = setting(1, ge=1, help="Optimiser steps that a pass is cut into.")
     dynamic_sampling: int = setting(
-        0, ge=0, help="How many times a prompt is sampled anew whose rewards are all equal (arXiv:2503.14476)."
+        0, ge=0, help="How many times a prompt is sampled anew whose completions are all worth the same (arXiv:2503.14476)."
     )
     max_completion_length: int | None = setting(None, ge=1, help="Most tokens of a completion; null is the rollout's.")
 
@@ -129,6 +132,12 @@ class GRPO(SamplerCorrection, OnlineLoss):
         from truing_grpo.advantages import advantages_of
 
         return advantages_of(rollouts, self)
+
+    def worth(self, rollouts: LossInputs) -> Tensor:
+        """Return what is compared within a prompt, [B]: the punishment of length, and each reward by itself where that is so."""
+        from truing_grpo.advantages import worth_of
+
+        return worth_of(rollouts, self)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the policy's term, with the KL divergence in it, and one for entropy_coef; metrics as the README lists them."""
