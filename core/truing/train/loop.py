@@ -29,7 +29,7 @@ from truing.train.given import Given
 from truing.train.interrupt import SAVING, STOPPING, Interrupted, InterruptSignal
 from truing.train.meter import Meter
 from truing.train.quiet import quiet_libraries
-from truing.train.restarts import was_restarted
+from truing.train.restarts import launch, resumed_from
 from truing.train.rollouts import RolloutSource
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
@@ -49,15 +49,16 @@ def train(
     of truing.errors, and truing.train.interrupt.Interrupted after saving when a signal asked the run to stop.
     """
     run_dir = RunDir(config.output.dir)
-    resume = resume or was_restarted()
     with quiet_libraries(), closing(run_dir), InterruptSignal() as signal:
         run = set_up(config, given or Given(), run_dir, resume=bool(resume), reporter=reporter)
         with run.reporter, closing(run.source):
             signal.note_stops()
             run.source.open(run)
+            resume = resumed_from(run_dir, resume)
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
             if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
+                run_dir.begin(launch())
                 run_dir.write_config(dump_config(run.config))
                 run_dir.write_environment(**run.environment)
             start_trackers(run)
