@@ -62,14 +62,19 @@ def train(
                 run_dir.write_config(dump_config(run.config))
                 run_dir.write_environment(**run.environment)
             start_trackers(run)
-            _steps(run, signal)
+            saver = Saver(run)
+            try:
+                _steps(run, signal, saver)
+            except Exception:  # a second signal, which acts at once, is none
+                saver.leave()
+                raise
             _finish(run)
         return run.state
 
 
-def _steps(run: Run, signal: InterruptSignal) -> None:
+def _steps(run: Run, signal: InterruptSignal, saver: Saver) -> None:
     trainer, state = run.trainer, run.state
-    meter, saver = Meter(), Saver(run)
+    meter = Meter()
     run.wrapped.train()
     run.reporter.begin(state.step, run.total_steps)
     if _lacks_evaluation(run):
@@ -85,6 +90,9 @@ def _steps(run: Run, signal: InterruptSignal) -> None:
             run.reference.follow(state.step)
         state.epoch = run.order.epoch_after(state.step)
         run.reporter.stepped(state.step)
+        if result.ends_for is not None:
+            _save_before_the_end(run, saver, meter)
+            raise TruingError(result.ends_for)
         last = state.step == run.total_steps
         saves = last or _due(state.step, trainer.save_steps)
         # a checkpoint ends an interval, so that a resumed run logs what an unbroken one does
@@ -110,11 +118,22 @@ def _saved_first(run: Run, saver: Saver, meter: Meter) -> Iterator[None]:
         yield
     except Exception as error:
         everywhere = run.accelerator.num_processes == 1 or isinstance(error, TruingError)
-        if everywhere and isinstance(run.source, RolloutSource) and run.state.step > saver.begun_at:
-            if meter.steps:
-                _log(run, meter)
-            run.reporter.warn(f"the run is saved as {saver.save(wait=True)} before it ends for what follows; --resume goes on")
+        if everywhere and isinstance(run.source, RolloutSource):
+            _save_before_the_end(run, saver, meter)
         raise
+
+
+def _save_before_the_end(run: Run, saver: Saver, meter: Meter) -> None:
+    """Log and save what was learned, where something was and it can be saved, before an error ends the run; all ranks call this."""
+    if meter.steps:
+        _log(run, meter)
+    if run.state.step - run.state.skipped_in_a_row <= saver.begun_at:
+        return
+    try:
+        saved = f"the run is saved as {saver.save(wait=True)} before it ends for what follows; --resume goes on"
+    except TruingError as error:
+        saved = f"the run is not saved before it ends for what follows: {error}"
+    run.reporter.warn(saved)
 
 
 def _evaluates(run: Run) -> bool:
