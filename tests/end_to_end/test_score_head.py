@@ -167,8 +167,7 @@ def test_scores_that_are_not_finite_are_named(tmp_path):
     run = make_run(tmp_path, "run", method="scored", dtype="float32", max_skipped_steps=1)
     with torch.no_grad():
         run.policy.score_head.weight.fill_(torch.inf)
-    with pytest.raises(TruingError, match="not finite: loss, scores, gradient"):
-        train_step(run)
+    assert "1 steps in a row were left out, the last one: not finite: loss, scores, gradient" in train_step(run).ends_for
 
 
 def test_needs_that_contradict_each_other_are_refused(tmp_path):

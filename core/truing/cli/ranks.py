@@ -39,7 +39,7 @@ def failed_before(exit_code: int) -> int | None:
     The others mostly fail because the first did. They share the folder of torchrun's error files, made anew for every start.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # .../attempt_0/<rank>/error.json
-    if error_file is None:
+    if not error_file:
         return None
     if rank():
         time.sleep(GRACE_SECONDS)

@@ -50,10 +50,8 @@ def train(
     from truing.registry import Registry
 
     loaded = load_config(config, overrides, registry=Registry.load())
-    if resume and not (Path(resume) / "manifest.json").exists():
-        raise ConfigError(
-            f"--resume: {resume} is no checkpoint, which is a folder such as {loaded.output.dir}/checkpoints/step-00000100"
-        )
+    if resume:
+        _require_checkpoint(Path(resume), loaded.output.dir)
     if max_restarts and num_processes == 1:
         raise ConfigError("--max-restarts starts the processes of --num-processes again; with one process, run again with --resume")
     if num_processes > 1:
@@ -66,6 +64,17 @@ def train(
 
     with quiet_terminal():
         run(loaded, resume=Path(resume) if resume else resume is not None)
+
+
+def _require_checkpoint(path: Path, folder: Path) -> None:
+    """Raise ConfigError unless there is one, or had been when this process was started first: it goes on from the newest then."""
+    if (path / "manifest.json").exists():
+        return
+    from truing.errors import ConfigError
+    from truing.train.restarts import was_restarted
+
+    if not was_restarted():
+        raise ConfigError(f"--resume: {path} is no checkpoint, which is a folder such as {folder}/checkpoints/step-00000100")
 
 
 def _launch(processes: int, restarts: int, arguments: list[str]) -> int:

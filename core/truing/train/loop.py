@@ -31,7 +31,7 @@ from truing.train.interrupt import SAVING, STOPPING, Interrupted, InterruptSigna
 from truing.train.meter import Meter
 from truing.train.quiet import quiet_libraries
 from truing.train.ranks import together
-from truing.train.restarts import was_restarted
+from truing.train.restarts import launch, resumed_from
 from truing.train.rollouts import RolloutSource
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
@@ -51,26 +51,32 @@ def train(
     of truing.errors, and truing.train.interrupt.Interrupted after saving when a signal asked the run to stop.
     """
     run_dir = RunDir(config.output.dir)
-    resume = resume or was_restarted()
     with quiet_libraries(), closing(run_dir), InterruptSignal() as signal:
         run = set_up(config, given or Given(), run_dir, resume=bool(resume), reporter=reporter)
         with run.reporter, closing(run.source):
             signal.note_stops()
             run.source.open(run)
+            resume = resumed_from(run_dir, resume)
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
             if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
+                run_dir.begin(launch())
                 run_dir.write_config(dump_config(run.config))
                 run_dir.write_environment(**run.environment)
             start_trackers(run)
-            _steps(run, signal)
+            saver = Saver(run)
+            try:
+                _steps(run, signal, saver)
+            except Exception:  # a second signal, which acts at once, is none
+                saver.leave()
+                raise
             _finish(run)
         return run.state
 
 
-def _steps(run: Run, signal: InterruptSignal) -> None:
+def _steps(run: Run, signal: InterruptSignal, saver: Saver) -> None:
     trainer, state = run.trainer, run.state
-    meter, saver = Meter(), Saver(run)
+    meter = Meter()
     run.wrapped.train()
     run.reporter.begin(state.step, run.total_steps)
     if _lacks_evaluation(run):
@@ -86,6 +92,9 @@ def _steps(run: Run, signal: InterruptSignal) -> None:
             run.reference.follow(state.step)
         state.epoch = run.order.epoch_after(state.step)
         run.reporter.stepped(state.step)
+        if result.ends_for is not None:
+            _save_before_the_end(run, saver, meter)
+            raise TruingError(result.ends_for)
         last = state.step == run.total_steps
         saves = last or _due(state.step, trainer.save_steps)
         # a checkpoint ends an interval, so that a resumed run logs what an unbroken one does
@@ -111,11 +120,22 @@ def _saved_first(run: Run, saver: Saver, meter: Meter) -> Iterator[None]:
         yield
     except Exception as error:
         everywhere = run.accelerator.num_processes == 1 or isinstance(error, TruingError)
-        if everywhere and isinstance(run.source, RolloutSource) and run.state.step > saver.begun_at:
-            if meter.steps:
-                _log(run, meter)
-            run.reporter.warn(f"the run is saved as {saver.save(wait=True)} before it ends for what follows; --resume goes on")
+        if everywhere and isinstance(run.source, RolloutSource):
+            _save_before_the_end(run, saver, meter)
         raise
+
+
+def _save_before_the_end(run: Run, saver: Saver, meter: Meter) -> None:
+    """Log and save what was learned, where something was and it can be saved, before an error ends the run; all ranks call this."""
+    if meter.steps:
+        _log(run, meter)
+    if run.state.step - run.state.skipped_in_a_row <= saver.begun_at:
+        return
+    try:
+        saved = f"the run is saved as {saver.save(wait=True)} before it ends for what follows; --resume goes on"
+    except TruingError as error:
+        saved = f"the run is not saved before it ends for what follows: {error}"
+    run.reporter.warn(saved)
 
 
 def _evaluates(run: Run) -> bool:

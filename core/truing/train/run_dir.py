@@ -24,6 +24,7 @@ from truing.train.checkpoint.files import make_folder, replace_file, shortfall, 
 from truing.train.checkpoint.store import CheckpointStore
 
 CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
+LAUNCH = ".launch"
 COMPLETIONS = "completions.jsonl"
 LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 """What JSON may hold as it is and many readers take for the end of a line, in its escaped form."""
@@ -129,6 +130,17 @@ class RunDir:
             f"output.dir: process {owner} is writing to {self.path}; wait for it or stop it, or choose another directory "
             f"(output.dir={self.path}-2)"
         )
+
+    def launch(self) -> str | None:
+        """Return the launch of several processes that began what is here, or went on with it; None where it was one process."""
+        path = self.path / LAUNCH
+        return path.read_text() if path.exists() else None
+
+    def begin(self, launch: str | None) -> None:
+        """Note the launch that the run is now one of."""
+        (self.path / LAUNCH).unlink(missing_ok=True)
+        if launch is not None:
+            (self.path / LAUNCH).write_text(launch)
 
     def require_space(self, needed: int) -> None:
         """Raise SetupError when the disk has less than `needed` bytes free."""

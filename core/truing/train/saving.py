@@ -70,6 +70,12 @@ class Saver:
         self.settle(wait=wait, last=wait)
         return path
 
+    def leave(self) -> None:
+        """Wait for what this process still writes, before an error ends the run: other processes may not be there to ask."""
+        problem = self._problem() if self._open and self._save is not None else None
+        if problem is not None:
+            self.run.reporter.warn(problem)
+
     def settle(self, *, wait: bool = True, last: bool = False) -> None:
         """Look how the last save ended, where it has ended or with `wait`. A failed one is told of; the second in a row raises."""
         alone = self.run.accelerator.num_processes == 1

@@ -43,7 +43,7 @@ from truing.train.optimizer import make_optimizer, make_schedule
 from truing.train.order import DataOrder
 from truing.train.preconditions import check_run
 from truing.train.references import is_copy, is_other_model, load_other_model, make_reference, with_references
-from truing.train.restarts import join_restarted
+from truing.train.restarts import has_begun, join_restarted
 from truing.train.rollouts import RolloutSource
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
@@ -127,7 +127,7 @@ def _claim(run_dir: RunDir, accelerator: Accelerator, *, resume: bool) -> None:
     """Claim the run directory on the first rank, before the others go on."""
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            run_dir.claim(resume=resume)
+            run_dir.claim(resume=resume or has_begun(run_dir))
 
 
 def _with_formats(config: TrainConfig, given: Given, reporter: Reporter) -> TrainConfig:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from truing.data.batch import TreeBatch
 from truing.data.tree import PromptTree, Trees, in_chunks
-from truing.errors import PluginError, TruingError
+from truing.errors import PluginError
 from truing.model.spread import whole
 from truing.reduce import StepCounts, add_shares
 from truing.train.guard import GRADIENT, OPTIMIZER, SPIKE, judge
@@ -44,6 +44,8 @@ class StepResult:
     """What inputs would be with a prompt computed for each of its branches."""
     loss_state: dict[str, Any] | None = None
     """The loss's new state, if it returned one."""
+    ends_for: str | None = None
+    """Why the run must end: too many steps in a row were left out."""
 
     def add(self, batch: TreeBatch) -> None:
         """Count what a micro-batch computed."""
@@ -56,8 +58,8 @@ class StepResult:
 def train_step(run: Run, trees: Sequence[PromptTree] | None = None) -> StepResult:
     """Run the step that `run.state.step` says on its trees, the source's for None: forward and backward, clip, update.
 
-    A step in which something is not finite changes no weight; it is counted and kept for replay, and too many in a row end the run
-    with TruingError.
+    A step in which something is not finite changes no weight; it is counted and kept for replay, and the result says when they are
+    too many in a row.
     """
     trees = run.source.trees(run) if trees is None else trees
     if not trees:
@@ -76,7 +78,7 @@ def train_step(run: Run, trees: Sequence[PromptTree] | None = None) -> StepResul
         if result.loss_state is not None:
             run.state.loss_state = result.loss_state
     else:
-        _skip(run, problems, trees, random)
+        result.ends_for = _skip(run, problems, trees, random)
     return result
 
 
@@ -143,8 +145,8 @@ def _is_overflow(run: Run, problems: Sequence[str]) -> bool:
     return run.accelerator.scaler is not None and list(problems) == [GRADIENT]
 
 
-def _skip(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random: RandomState) -> None:
-    """Count a step that was left out, keep it for replay, and end the run when there are too many in a row."""
+def _skip(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random: RandomState) -> str | None:
+    """Count a step that was left out, and keep it for replay; return why the run must end, when they are too many in a row."""
     state = run.state
     state.skipped_in_a_row += 1
     state.skipped_steps += 1
@@ -154,14 +156,14 @@ def _skip(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random
     run.reporter.warn(f"step {state.step + 1} left out: {why} (samples {named})")
     kept = not _is_overflow(run, problems) and keep_skipped(run, problems, trees, random)
     if state.skipped_in_a_row < run.trainer.max_skipped_steps:
-        return
+        return None
     advice = (
         "The optimiser's state is damaged: go on from a checkpoint with --resume"
         if OPTIMIZER in problems
         else "Lower trainer.learning_rate, use bf16 instead of fp16, or look at the samples named above"
     )
     again = f"; truing replay {run.run_dir.path} {state.step + 1} computes one again" if kept else ""
-    raise TruingError(
+    return (
         f"{state.skipped_in_a_row} steps in a row were left out, the last one: {why}. The weights are those of step "
         f"{state.step + 1 - state.skipped_in_a_row}. {advice}{again}"
     )
