@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import re
+import shutil
 
 import attrs
 import pytest
@@ -15,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from tests.end_to_end.helpers import write_config
 from tests.end_to_end.steps import make_run, prepare_folder
 from truing.cli import main
-from truing.errors import TruingError
-from truing.train import skipped
+from truing.errors import ConfigError, TruingError
 from truing.train.guard import ENOUGH, judge
+from truing.train.run_dir import RunDir
+from truing.train.skipped import keep_skipped, read_skipped
+from truing.train.state import random_state
 from truing.train.step import train_step
 
 
@@ -141,14 +146,119 @@ def test_a_step_that_the_disk_does_not_take_costs_its_record_alone(last, monkeyp
     monkeypatch.setattr("truing.train.step.judge", lambda run, finite, norm: ["gradient"])
     assert end_of(last).endswith(f"; truing replay {last.run_dir.path} 1 computes one again")
 
-    def full(path, chunks):
+    def full(file, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(skipped, "write_file", full)
+    monkeypatch.setattr(os, "write", full)
     said = []
     monkeypatch.setattr(last.reporter, "warn", said.append)
     assert "truing replay" not in end_of(last)
     assert said[-1].startswith("step 1 cannot be kept for replay: OSError: [Errno 28] No space left")
+
+
+def test_a_step_left_out_again_after_a_resume_is_replayed_with_the_weights_of_the_new_course(tmp_path, monkeypatch):
+    """Step 3 of both; the second has another learning rate."""
+    monkeypatch.setattr("truing.train.step.judge", lambda run, finite, norm: ["gradient"] if run.state.step == 2 else [])
+    config, run = write_config(tmp_path, max_steps=3, save_steps=1), tmp_path / "run"
+    assert truing("train", config).exit_code == 0
+    first = loss_of_replay(run)
+    done = truing("train", config, "--resume", run / "checkpoints/step-00000001", "trainer.learning_rate=0.1")
+    assert done.exit_code == 0, done.output
+    logged = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert loss_of_replay(run) == pytest.approx(logged[2], rel=1e-4)
+    assert abs(logged[2] - first) > 0.01
+
+
+def loss_of_replay(run):
+    done = truing("replay", run, 3)
+    assert done.exit_code == 0, done.output
+    return float(re.search(r"computed again: loss ([-\d.e]+)", done.output)[1])
+
+
+@pytest.fixture
+def keeps(last):
+    """Return a function that keeps a step, counted from 1, as the process does that a run is in, or one that resumes it."""
+
+    def keep(step, *, resumed=False):
+        nonlocal last
+        if resumed:
+            last = attrs.evolve(last, run_dir=RunDir(last.run_dir.path))
+        last.state.step, last.state.skipped_in_a_row = step - 1, 1
+        assert keep_skipped(last, ["gradient"], last.source.trees(last), random_state())
+        return last.run_dir.skipped
+
+    return keep
+
+
+def weights_in(folder):
+    return [int(path.stem.removeprefix("weights-")) for path in sorted(folder.glob("weights-*"))]
+
+
+def test_the_weights_that_were_written_last_stay_whatever_their_step(keeps):
+    folder = keeps(5)
+    for step in (6, 7):
+        shutil.copy(folder / "weights-00000005.safetensors", folder / f"weights-{step:08d}.safetensors")
+    for age, step in enumerate((7, 6, 5)):
+        os.utime(folder / f"weights-{step:08d}.safetensors", (age - 10**6, age - 10**6))
+    keeps(1, resumed=True)
+    assert weights_in(folder) == [1, 5, 6]
+    keeps(3)
+    assert weights_in(folder) == [1, 3, 5]
+
+
+def test_a_torn_file_of_a_killed_process_is_written_anew(keeps):
+    folder = keeps(1)
+    torn = folder / "weights-00000001.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    (folder / ".writing-weights-00000002.safetensors").write_bytes(b"half")
+    with pytest.raises(ConfigError, match=r"weights-00000001\.safetensors has [\d,]+ bytes instead of [\d,]+; it is not as"):
+        read_skipped(folder, 1)
+    keeps(1, resumed=True)
+    assert read_skipped(folder, 1).weights == torn
+    assert [path.name for path in folder.glob(".*")] == []
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing that is done about errors is done about it."""
+
+
+def killed_in(write, real=os.write):
+    """Return what does half of a write, counted from 1, and none after it."""
+    calls = itertools.count(1)
+
+    def half(file, data):
+        call = next(calls)
+        if call > write:
+            raise Killed
+        return real(file, data[: len(data) // 2] if call == write else data)
+
+    return half
+
+
+def test_a_kill_in_any_write_leaves_the_step_whole_or_not_there(keeps, monkeypatch):
+    folder = keeps(1)
+    before = read_skipped(folder, 1)
+    for write in itertools.count(1):
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", killed_in(write))
+                keeps(1, resumed=True)
+            break
+        except Killed:
+            load_file(folder / "weights-00000001.safetensors")
+            with pytest.raises(ConfigError, match="step 1 is not among the steps that .* left out, which are none"):
+                read_skipped(folder, 1)
+    assert write > 20
+    assert read_skipped(folder, 1).trees == before.trees
+
+
+def test_weights_that_are_not_kept_any_more_are_told_of(skipping, tmp_path):
+    run = shutil.copytree(skipping[0], tmp_path / "run")
+    (weights,) = (run / "skipped").glob("weights-*")
+    (step,) = (run / "skipped").glob("step-*")
+    weights.unlink()
+    done = truing("replay", run, int(step.name[-8:]))
+    assert done.exit_code == 0 and "its weights are not kept, of which only the newest are" in done.output
 
 
 @attrs.define(slots=False)

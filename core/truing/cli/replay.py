@@ -26,8 +26,12 @@ def replay(run: Path, step: int) -> None:
 
 
 def _report(run: Path, found: Replay) -> None:
+    from truing.train.skipped import NO_WEIGHTS
+
     skipped = found.skipped
     click.echo(f"step {skipped.step} of {run}: left out because of {', '.join(skipped.problems)}")
+    if skipped.weights is None:
+        click.echo(NO_WEIGHTS)
     click.echo(f"computed again: loss {found.loss:g}, grad_norm {found.grad_norm:g}")
     click.echo(f"not finite now: {', '.join(found.problems) or 'nothing'}")
     for name in skipped.damaged_state:

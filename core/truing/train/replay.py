@@ -33,8 +33,8 @@ from truing.train.references import is_other_model
 from truing.train.run import Run
 from truing.train.run_dir import CONFIG, RunDir
 from truing.train.setup import Data, set_up
-from truing.train.skipped import REFERENCE_PREFIX, SkippedStep, read_skipped
-from truing.train.state import restore_random_state
+from truing.train.skipped import NO_WEIGHTS, UNREADABLE, SkippedStep, read_skipped, unreadable, weights_of
+from truing.train.state import check_tensors, restore_random_state
 from truing.train.step import accumulate_gradients
 
 
@@ -65,7 +65,7 @@ def replay(path: Path, step: int, *, given: Given | None = None, reporter: Repor
     """Compute a step (counted from 1) that the run at `path` left out, with the weights and the random numbers that it had.
 
     Nothing is written to the run directory. `given` are the objects that the run was given instead of names. Raises ConfigError
-    where nothing is kept of that step.
+    where nothing is kept of that step, or it is not what was written.
     """
     skipped = read_skipped(RunDir(path).skipped, step)
     config = load_config(path / CONFIG, registry=Registry.load(), base_dir=skipped.base_dir)
@@ -78,7 +78,10 @@ def replay(path: Path, step: int, *, given: Given | None = None, reporter: Repor
         closing(RunDir(Path(folder) / "run")) as run_dir,
     ):
         run = set_up(_settings(config, run_dir), given, run_dir, resume=False, reporter=reporter, data=_data(config, skipped))
-        run = _as_it_was(run, skipped, RunDir(path).skipped / skipped.weights_file)
+        try:
+            run = _as_it_was(run, skipped)
+        except UNREADABLE as error:
+            raise unreadable(RunDir(path).skipped, step, error) from error
         return _compute(run, skipped)
 
 
@@ -100,7 +103,7 @@ def _data(config: TrainConfig, skipped: SkippedStep) -> Data:
     return Data(trees=trees, report=report, eval_trees=None, eval_report=None)
 
 
-def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
+def _as_it_was(run: Run, skipped: SkippedStep) -> Run:
     """Return the run in the state that it had before the step."""
     run.policy.layout, run.policy.own_logits = skipped.forward, skipped.own_logits
     if skipped.forward == "shared_prefix":
@@ -114,21 +117,23 @@ def _as_it_was(run: Run, skipped: SkippedStep, weights: Path) -> Run:
         run.policy.critic.adopt_forward(run.policy)
     run.state.step, run.state.tokens_per_batch = skipped.step - 1, skipped.tokens_per_batch
     run.state.loss_state = dict(skipped.loss_state)
-    if weights.exists():
-        found = load_file(weights)
-        with torch.no_grad():
-            for name, weight in run.state.weights().items():
-                weight.copy_(found[name])
-        if isinstance(run.reference, Following):
-            run.reference.load({name: found[f"{REFERENCE_PREFIX}{name}"] for name in run.reference.tensors()})
+    if skipped.weights is not None:
+        _load_weights(run, skipped.weights)
     else:
-        run.reporter.warn(
-            f"{weights} is gone, of which only the newest are kept: computing with the weights that the run began with"
-        )
+        run.reporter.warn(f"step {skipped.step}: {NO_WEIGHTS}")
     if skipped.reference_logps is not None:
         run = attrs.evolve(run, reference=_Recorded(skipped.trees, skipped.reference_logps))
     restore_random_state(*skipped.random)
     return run
+
+
+def _load_weights(run: Run, path: Path) -> None:
+    found = load_file(path)
+    weights = weights_of(run)
+    check_tensors(path.name, found, weights)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(found[name])
 
 
 class _Recorded:

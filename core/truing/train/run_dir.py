@@ -20,7 +20,7 @@ import attrs
 import truing
 from truing.errors import ConfigError, SetupError, TruingError, system_error
 from truing.redact import redacted
-from truing.train.checkpoint.files import make_folder, replace_file, shortfall, size_of_folder, sync_folder
+from truing.train.checkpoint.files import Seal, make_folder, replace_file, shortfall, size_of_folder, sync_folder
 from truing.train.checkpoint.store import CheckpointStore
 
 CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
@@ -46,6 +46,8 @@ class RunDir:
     """Descriptor of the file that is locked."""
     _unwritten: dict[str, list[str]] = attrs.field(factory=dict, init=False)
     """By file, lines that the disk would not take yet."""
+    kept_weights: dict[str, Seal] = attrs.field(factory=dict, init=False)
+    """Name and seal of the weights that this process kept last for a step that was left out."""
 
     @property
     def checkpoints(self) -> Path:
@@ -220,7 +222,7 @@ class RunDir:
 
     def _replace(self, name: str, data: bytes) -> None:
         try:
-            replace_file(self.path / name, data)
+            replace_file(self.path / name, [data])
         except OSError as error:
             raise SetupError(
                 f"{self.path / name} cannot be written: {error.strerror or error}; the checkpoints are as they were. Free space "

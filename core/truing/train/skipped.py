@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from truing.model.attention import PLAIN_NAME
 from truing.model.precomputed import Precomputed
 from truing.model.reference import Following
 from truing.model.spread import is_spread
-from truing.train.checkpoint.files import write_file
+from truing.train.checkpoint.files import Seal, replace_file
+from truing.train.checkpoint.manifest import DamagedError, check_file, read_sealed, sealed
 from truing.train.checkpoint.tensors import safetensors_chunks
 from truing.train.guard import OPTIMIZER
 from truing.train.run import Run
@@ -31,6 +34,10 @@ REFERENCE_PREFIX = "reference."
 """Of the names of a moving reference's weights, beside those of the policy."""
 KEPT_WEIGHTS = 3
 """Of so many skips in a row the weights are kept, the newest."""
+_WEIGHTS_NAME = re.compile(r"weights-\d{8,}\.safetensors")
+NO_WEIGHTS = "its weights are not kept, of which only the newest are: computed with those that the run began with"
+UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+"""What reading a step that is sealed, and yet not one of ours, may raise."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -55,7 +62,8 @@ class SkippedStep:
     """[T + M] where the reference was precomputed."""
     damaged_state: Sequence[str]
     """Names within the optimiser's state that were not finite."""
-    weights_file: str
+    weights: Path | None
+    """The file of those before it; None where they are not kept any more, or never were, for they are spread over ranks."""
     base_dir: Path
     """The folder that relative names in the configuration refer to."""
 
@@ -72,10 +80,26 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
     """
     if not run.accelerator.is_main_process:
         return True
-    state, folder = run.state, run.run_dir.skipped
-    weights = folder / f"weights-{_unchanged_since(run):08d}.safetensors"
+    path = folder_of(run.run_dir.skipped, run.state.step + 1)
+    numbers = _numbers(run, problems, trees, random)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / BATCH).unlink(missing_ok=True)  # it is written last, and there is no step without it
+        tensors = replace_file(path / TENSORS, safetensors_chunks(_tensors(run, trees, random)))
+        weights = _keep_weights(run)
+        files = {name: attrs.asdict(seal) for name, seal in {TENSORS: tensors, **weights}.items()}
+        numbers |= {"weights": next(iter(weights), None), "files": files}
+        replace_file(path / BATCH, [sealed(json.loads(json.dumps(numbers, default=str)))])
+    except OSError as error:
+        run.reporter.warn(f"step {run.state.step + 1} cannot be kept for replay: {first_line(error)}")
+        return False
+    return True
+
+
+def _numbers(run: Run, problems: Sequence[str], trees: Sequence[PromptTree], random: RandomState) -> dict[str, Any]:
+    state = run.state
     moments = state.optimizer_tensors() if OPTIMIZER in problems else {}
-    numbers = {
+    return {
         "problems": list(problems),
         "samples": [tree.sample_id for tree in trees],
         "trees": tree_numbers(trees),
@@ -86,32 +110,44 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
         "loss_state": {key: value for key, value in state.loss_state.items() if not isinstance(value, Tensor)},
         "random": random[0],
         "damaged_state": [name for name, tensor in moments.items() if not bool(tensor.isfinite().all())],
-        "weights": weights.name,
         "base_dir": str(run.config.base_dir.resolve()),
     }
+
+
+def _tensors(run: Run, trees: Sequence[PromptTree], random: RandomState) -> dict[str, Tensor]:
     tensors = {f"random.{name}": tensor for name, tensor in random[1].items()}
     tensors |= {f"trees.{name}": tensor for name, tensor in tree_tensors(trees).items()}
-    tensors |= {f"loss_state.{name}": tensor for name, tensor in state.loss_tensors().items()}
-    moving = {}
-    if isinstance(run.reference, Following):
-        moving = {f"{REFERENCE_PREFIX}{name}": weight for name, weight in run.reference.tensors().items()}
+    tensors |= {f"loss_state.{name}": tensor for name, tensor in run.state.loss_tensors().items()}
     if isinstance(run.reference, Precomputed):
         tensors["reference_logps"] = run.reference.of_trees(trees)
-    path = folder_of(folder, state.step + 1)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        for name in (BATCH, TENSORS):
-            (path / name).unlink(missing_ok=True)
-        write_file(path / TENSORS, safetensors_chunks(tensors))
-        write_file(path / BATCH, [json.dumps(numbers, default=str).encode()])
-        if not weights.exists() and not is_spread(run.policy):
-            for old in sorted(folder.glob("weights-*.safetensors"))[: 1 - KEPT_WEIGHTS]:
-                old.unlink()
-            write_file(weights, safetensors_chunks({**state.weights(), **moving}))
-    except OSError as error:
-        run.reporter.warn(f"step {state.step + 1} cannot be kept for replay: {first_line(error)}")
-        return False
-    return True
+    return tensors
+
+
+def _keep_weights(run: Run) -> dict[str, Seal]:
+    """Write what the step was computed with, unless the one before it was too; return name and seal, nothing of spread weights."""
+    if is_spread(run.policy):
+        return {}
+    path = run.run_dir.skipped / f"weights-{_unchanged_since(run):08d}.safetensors"
+    # a file of an earlier process may be of another course, which the run had before it was resumed
+    if path.name not in run.run_dir.kept_weights:
+        _make_room(path)
+        run.run_dir.kept_weights = {path.name: replace_file(path, safetensors_chunks(weights_of(run)))}
+    return run.run_dir.kept_weights
+
+
+def weights_of(run: Run) -> dict[str, Tensor]:
+    """Return what moves from step to step: the policy's weights, and a moving reference's, by the names that they are kept by."""
+    moving = run.reference.tensors() if isinstance(run.reference, Following) else {}
+    return {**run.state.weights(), **{f"{REFERENCE_PREFIX}{name}": weight for name, weight in moving.items()}}
+
+
+def _make_room(path: Path) -> None:
+    """Delete the weights that were written first, whatever their step, and drafts that a killed process left."""
+    for draft in path.parent.glob(".writing-weights-*"):
+        draft.unlink()
+    others = [other for other in path.parent.glob("weights-*.safetensors") if other != path]
+    for old in sorted(others, key=lambda other: (other.lstat().st_mtime_ns, other.name))[: 1 - KEPT_WEIGHTS]:
+        old.unlink()
 
 
 def _unchanged_since(run: Run) -> int:
@@ -124,13 +160,14 @@ def _unchanged_since(run: Run) -> int:
 
 
 def read_skipped(skipped: Path, step: int) -> SkippedStep:
-    """Return what `keep_skipped` wrote. Raises ConfigError where there is no such step or it cannot be read."""
+    """Return what `keep_skipped` wrote. Raises ConfigError where there is no such step, or it is not what was written."""
     path = folder_of(skipped, step)
-    if not (path / BATCH).exists():
-        known = ", ".join(str(int(found.name[-8:])) for found in sorted(skipped.glob("step-*"))) or "none"
+    if not os.path.lexists(path / BATCH):
+        known = ", ".join(str(int(found.parent.name[-8:])) for found in sorted(skipped.glob(f"step-*/{BATCH}"))) or "none"
         raise ConfigError(f"step {step} is not among the steps that {skipped.parent} left out, which are {known}")
     try:
-        numbers = json.loads((path / BATCH).read_bytes())
+        numbers = read_sealed(path / BATCH)
+        check_file(path / TENSORS, Seal(**numbers["files"][TENSORS]))
         tensors = load_file(path / TENSORS)
         return SkippedStep(
             step=step,
@@ -138,12 +175,34 @@ def read_skipped(skipped: Path, step: int) -> SkippedStep:
             loss_state={**numbers["loss_state"], **_below(tensors, "loss_state.")},
             random=(numbers["random"], _below(tensors, "random.")),
             reference_logps=tensors.get("reference_logps"),
-            weights_file=numbers["weights"],
+            weights=_weights(skipped, numbers),
             base_dir=Path(numbers["base_dir"]),
             **{name: numbers[name] for name in ("problems", "forward", "flash", "own_logits", "tokens_per_batch", "damaged_state")},
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read ({first_line(error)}); it is not as the run wrote it") from error
+    except UNREADABLE as error:
+        raise unreadable(skipped, step, error) from error
+
+
+def _weights(skipped: Path, numbers: Mapping[str, Any]) -> Path | None:
+    """Return the file of a step's weights, which is as it was written; None where they are not kept any more."""
+    name: str | None = numbers["weights"]
+    if name is None:
+        return None
+    if not _WEIGHTS_NAME.fullmatch(name):
+        raise DamagedError(f"{BATCH} names {name!r} as the weights, which are weights-<step>.safetensors in {skipped}")
+    if not os.path.lexists(skipped / name):
+        return None
+    check_file(skipped / name, Seal(**numbers["files"][name]))
+    return skipped / name
+
+
+def unreadable(skipped: Path, step: int, error: Exception) -> ConfigError:
+    """Return what to tell the user of a step that is kept and cannot be read."""
+    what = str(error) if isinstance(error, DamagedError) else first_line(error)
+    return ConfigError(
+        f"{folder_of(skipped, step)} cannot be read: {what}; it is not as the run wrote it. Take it from a copy, or replay another "
+        "step"
+    )
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -50,17 +50,18 @@ def _pieces(chunks: Iterable[Chunk]) -> Iterator[memoryview]:
         yield from (view[start : start + PIECE] for start in range(0, len(view), PIECE))
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Make a file have these contents, whole or not at all. Raises OSError."""
+def replace_file(path: Path, chunks: Iterable[Chunk]) -> Seal:
+    """Make a file have these contents, whole or not at all, and return their seal. Raises OSError."""
     draft = path.with_name(f".writing-{path.name}")
     draft.unlink(missing_ok=True)
     try:
-        write_file(draft, [data])
+        seal = write_file(draft, chunks)
         draft.replace(path)
     except OSError:
         with suppress(OSError):  # the next one tries again
             draft.unlink(missing_ok=True)
         raise
+    return seal
 
 
 def seal_of(path: Path) -> Seal:

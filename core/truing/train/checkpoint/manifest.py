@@ -43,8 +43,7 @@ class Manifest:
 
     def render(self) -> bytes:
         """Return the manifest's file. Its first entry is a hash of the others."""
-        body = {"format": FORMAT, **attrs.asdict(self)}
-        return json.dumps({"seal": _hash(body), **body}, indent=1).encode() + b"\n"
+        return sealed({"format": FORMAT, **attrs.asdict(self)})
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -63,8 +62,32 @@ class Manifest:
         return manifest
 
 
-def _hash(body: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True).encode())
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """Return JSON whose first entry is a hash of the others."""
+    seal = xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True).encode())
+    return json.dumps({"seal": seal, **body}, indent=1).encode() + b"\n"
+
+
+def read_sealed(file: Path) -> dict[str, Any]:
+    """Return the entries of a file that `sealed` gave. Raises DamagedError when a single byte of it differs."""
+    try:
+        data = _read(file, MOST_JSON_BYTES)
+        values: dict[str, Any] = json.loads(data)
+        values.pop("seal")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise error if isinstance(error, DamagedError) else DamagedError(f"{file.name} cannot be read ({error})") from error
+    if sealed(values) != data:
+        raise DamagedError(f"the contents of {file.name} have changed since it was written")
+    return values
+
+
+def _read(file: Path, most: int) -> bytes:
+    if not is_plain_file(file):
+        raise DamagedError(f"{file.name} is not a plain file")
+    size = file.lstat().st_size
+    if size > most:
+        raise DamagedError(f"{file.name} has {size:,} bytes, and at most {most:,} are read")
+    return file.read_bytes()
 
 
 def step_of(path: Path) -> int | None:
@@ -75,13 +98,8 @@ def step_of(path: Path) -> int | None:
 
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest of the checkpoint at `path`. Raises DamagedError; the other files are not looked at."""
-    file = path / MANIFEST
     try:
-        if not is_plain_file(file):
-            raise DamagedError(f"{MANIFEST} is not a plain file")
-        if file.lstat().st_size > MOST_MANIFEST_BYTES:
-            raise DamagedError(f"{MANIFEST} has {file.lstat().st_size:,} bytes, and at most {MOST_MANIFEST_BYTES:,} are read")
-        return Manifest.parse(file.read_bytes())
+        return Manifest.parse(_read(path / MANIFEST, MOST_MANIFEST_BYTES))
     except OSError as error:
         raise DamagedError(f"{MANIFEST} cannot be read ({error.strerror or error})") from error
 
@@ -103,14 +121,15 @@ def verify(path: Path, *, contents: bool = True) -> Manifest:
         if extra:
             raise DamagedError(f"{extra[0]} is not a file that {MANIFEST} names, and nothing else is read; remove it")
         for name, seal in manifest.files.items():
-            _check(path / name, seal, contents=contents)
+            check_file(path / name, seal, contents=contents)
     except OSError as error:
         name = Path(error.filename).name if error.filename else "a file"
         raise DamagedError(f"{name} cannot be read ({error.strerror or error})") from error
     return manifest
 
 
-def _check(file: Path, seal: Seal, *, contents: bool) -> None:
+def check_file(file: Path, seal: Seal, *, contents: bool = True) -> None:
+    """Raise DamagedError unless a file is a plain one with this seal; without `contents`, of its size. Raises OSError."""
     name = file.name
     if not is_plain_file(file):
         raise DamagedError(f"{name} is not a plain file")
