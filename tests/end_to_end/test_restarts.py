@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -12,7 +13,9 @@ from click.testing import CliRunner
 from tests.end_to_end.helpers import write_config
 from tests.end_to_end.test_ranks import ENVIRONMENT
 from truing.cli import main
-from truing.train import setup
+from truing.config import load_config
+from truing.registry import Registry
+from truing.train import restarts, setup
 from truing.train.restarts import resumed_from
 from truing.train.run_dir import RunDir
 
@@ -20,7 +23,7 @@ from truing.train.run_dir import RunDir
 @pytest.fixture
 def attempt(monkeypatch, tmp_path):
     """Return a function that makes this process the one that a launcher has started so often before."""
-    monkeypatch.setattr(setup, "join_restarted", lambda: None)  # there are no others
+    monkeypatch.setattr(setup, "join_restarted", lambda timeout: None)  # there are no others
 
     def become(launch, number):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what it is where nobody gives one
@@ -84,6 +87,20 @@ def test_what_a_second_attempt_goes_on_from(tmp_path, attempt):
     run_dir.begin(None)
     attempt("one", 1)
     assert resumed_from(run_dir, False) is False
+
+
+@pytest.mark.parametrize(("save_timeout", "minutes"), [(1800, 40), (7200, 130), (60, 30)])
+def test_processes_wait_longer_for_each_other_than_the_first_one_for_a_save(tmp_path, attempt, monkeypatch, save_timeout, minutes):
+    """NCCL would wait for ten minutes and gloo for thirty, in a restarted group too."""
+    attempt("one", 1)
+    monkeypatch.setattr(setup, "join_restarted", restarts.join_restarted)
+    made = []
+    monkeypatch.setattr(restarts, "rendezvous", lambda url: iter([(None, 0, 1)]))
+    monkeypatch.setattr(restarts, "PrefixStore", lambda prefix, store: store)
+    monkeypatch.setattr(restarts.distributed, "init_process_group", lambda **how: made.append(how["timeout"]))
+    config = load_config(write_config(tmp_path, save_timeout=save_timeout), registry=Registry.load())
+    made.append(setup._accelerator(config).init_handler.to_kwargs().get("timeout", timedelta(minutes=30)))
+    assert made == [timedelta(minutes=minutes)] * 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -43,8 +44,8 @@ def _attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def join_restarted() -> None:
-    """Make the process group of restarted processes, before accelerate does.
+def join_restarted(timeout: timedelta) -> None:
+    """Make the process group of restarted processes, which wait so long for each other, before accelerate does.
 
     The launcher's store outlives a restart, with the addresses of the processes that are gone in it; each attempt gets a part
     of its own. Nothing happens in processes that were not restarted.
@@ -59,4 +60,5 @@ def join_restarted() -> None:
         store=PrefixStore(f"attempt-{_attempt()}", store),
         rank=rank,
         world_size=ranks,
+        timeout=timeout,
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import attrs
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from torch import nn
+from torch.distributed.constants import default_pg_timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truing.config import DataConfig, TrainConfig
@@ -49,6 +51,8 @@ from truing.train.run import Run
 from truing.train.run_dir import RunDir
 from truing.train.source import DatasetSource, Source
 from truing.train.state import TrainState
+
+BEYOND_SAVES = timedelta(minutes=10)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -165,14 +169,23 @@ def _constants(config: TrainConfig, plan: RolloutPlan, device: torch.device) -> 
 def _accelerator(config: TrainConfig) -> Accelerator:
     # accelerate keeps one state per process; a second run in a notebook may ask for another precision
     AcceleratorState._reset_state(reset_partial_state=False)
-    join_restarted()
+    timeout = _longest_wait(config)
+    join_restarted(timeout)
     return Accelerator(
         mixed_precision=config.trainer.mixed_precision,
         log_with=list(config.trainer.report_to) or None,
         project_dir=str(config.output.dir),
         # ranks may make different numbers of forwards in a step, and a broadcast of buffers in each would hang them
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timeout)],
     )
+
+
+def _longest_wait(config: TrainConfig) -> timedelta:
+    """Return how long processes wait for each other: while the first one waits for a save they do so for all of its deadline.
+
+    It is not what a lost process costs, which its launcher sees at once.
+    """
+    return max(default_pg_timeout, timedelta(seconds=config.trainer.save_timeout) + BEYOND_SAVES)
 
 
 def _load(config: TrainConfig, given: Given, data: Data | None, reporter: Reporter) -> tuple[PreTrainedTokenizerBase, Model, Data]:
