@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -250,6 +251,17 @@ def test_an_adapter_is_pushed_alone_under_a_name_of_its_version(tmp_path):
             assert torch.allclose(torch.tensor(one.token_logps), plain_logps(run.policy, one), atol=1e-4)
         assert [name.split("-v")[1] for name in run.fake.state.adapters] == ["2", "3"]
         assert "/pause" not in run.fake.calls and "gets the adapter alone" in run.live.about
+
+
+def test_an_adapter_goes_through_the_folder_for_weights_where_one_is_named(tmp_path):
+    with rig(tmp_path, context=lora_context(tmp_path), weights_dir=tmp_path / "shared") as run:
+        moved(run.policy, 0.1)
+        run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
+        shutil.rmtree(tmp_path / "version-1")  # which servers of other machines do not see
+        run.fake.die()
+        run.fake.restart()
+        assert agrees(run)
+    assert not list((tmp_path / "shared").glob("*/*"))
 
 
 def test_an_adapter_is_pushed_again_to_a_server_that_started_again(tmp_path):

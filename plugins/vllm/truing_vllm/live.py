@@ -18,7 +18,7 @@ from truing_vllm.backend import VllmRollout
 from truing_vllm.connection import Connection
 from truing_vllm.fleet import Fleet
 from truing_vllm.server import Server
-from truing_vllm.trainer import WeightFiles, end_tokens, make_probe, run_label, weights_folder
+from truing_vllm.trainer import WeightFiles, make_probe, run_label, weights_folder
 from truing_vllm.updates import AdapterWeights, Update, WholeWeights
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class LiveVllm:
             servers=[Server(Connection(address)) for address in addresses],
             timeout=self.settings.timeout,
             run=self.run,
-            ends=end_tokens(self.context),
+            ends=sorted(self.context.end_tokens),
             pushes=self.context.rank == 0,
             slots=asyncio.Semaphore(self.settings.max_concurrency),
         )
@@ -107,6 +107,8 @@ class LiveVllm:
         folder = source.adapter()
         assert folder is not None
         name = f"{self.run}-v{version}"
+        if self.settings.weights_dir is not None and self.context.rank == 0:
+            folder = self.files.copy(name, folder)
         self._adapters = [*(known for known in self._adapters if known != name), name]
         older, self._adapters = self._adapters[: -self.settings.serve.max_loras], self._adapters[-self.settings.serve.max_loras :]
         return AdapterWeights(version=version, model=name, folder=folder.absolute(), older=older)

@@ -19,7 +19,7 @@ from truing_vllm.address import FILE, TOKEN_VARIABLE, Address, read_entries
 from truing_vllm.backend import VllmRollout
 from truing_vllm.live import LiveVllm
 from truing_vllm.program import Program, Running
-from truing_vllm.trainer import lora_room, policy_of, weights_folder, why_merged
+from truing_vllm.trainer import lora_room, weights_folder, why_merged
 
 LOG = "vllm-server.log"
 
@@ -104,7 +104,7 @@ def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapt
     ranks = [config.r for config in configs]
     program = Program(
         settings=settings.served,
-        model=str(policy_of(context).config._name_or_path),
+        model=str(context.policy.config._name_or_path),
         weights_dir=weights_folder(settings, context.run_dir),
         lora_rank=lora_room(max(ranks)) if ranks else None,
     )

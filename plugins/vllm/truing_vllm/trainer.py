@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
@@ -14,7 +14,6 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from truing import OpenContext, RolloutError, WeightSource
 from truing_vllm.backend import VllmRollout
@@ -32,22 +31,6 @@ PROBES = 8
 FLOAT32_TOLERANCE, OTHER_TOLERANCE = 1e-3, 0.1
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM has room for; a rank between two takes the room of the larger."""
-
-
-def policy_of(context: OpenContext) -> PreTrainedModel:
-    """Return the policy, with an adapter's layers in it if there are any."""
-    policy = context.models["policy"]
-    model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def end_tokens(context: OpenContext) -> list[int]:
-    """Return the tokens that end a completion: those of the model's generation configuration and the tokenizer's."""
-    config = policy_of(context).generation_config
-    named: Any = None if config is None else config.eos_token_id
-    own = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return sorted({int(token) for token in (*own, context.tokenizer.eos_token_id) if token is not None})
 
 
 def lora_room(rank: int) -> int | None:
@@ -77,7 +60,7 @@ def why_merged(context: OpenContext, serve: ServeSettings) -> str | None:
 
 def make_probe(context: OpenContext, source: WeightSource, serve: ServeSettings, tolerance: float | None) -> Probe:
     """Return the probe for the policy's weights as they are."""
-    model = policy_of(context)
+    model = context.policy
     text = [*context.tokenizer.encode(PROBE_TEXT, add_special_tokens=False), *context.tokenizer.all_special_ids][: 4 * PROBES]
     lengths = sorted({len(text) * number // PROBES for number in range(1, PROBES + 1)} - {0})
     both_float32 = serve.dtype in ("float32", "float") and model.dtype == torch.float32
@@ -111,6 +94,22 @@ class WeightFiles:
 
     def write(self, label: str, weights: Iterable[tuple[str, Tensor]]) -> tuple[str, ...]:
         """Write the weights of a version and return the files' names below the root. Raises RolloutError for a full disk."""
+        names = []
+        with self._folder(label):
+            for number, shard in enumerate(_shards(weights)):
+                names.append(f"{label}/weights-{number:05d}.safetensors")
+                save_file(shard, str(self.root / names[-1]))
+        return tuple(names)
+
+    def copy(self, label: str, adapter: Path) -> Path:
+        """Return a copy of an adapter's folder, where servers of other machines see it. Raises RolloutError for a full disk."""
+        with self._folder(label) as folder:
+            shutil.copytree(adapter, folder, dirs_exist_ok=True)
+        return folder
+
+    @contextmanager
+    def _folder(self, label: str) -> Iterator[Path]:
+        """Yield the empty folder of a version, having removed those of old ones."""
         folder = self.root / label
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,15 +117,11 @@ class WeightFiles:
             self._make_room()
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
-            names = []
-            for number, shard in enumerate(_shards(weights)):
-                names.append(f"{label}/weights-{number:05d}.safetensors")
-                save_file(shard, str(self.root / names[-1]))
+            yield folder
         except (OSError, SafetensorError) as error:
             raise RolloutError(
                 f"weights for the vLLM servers cannot be written to {folder}: {error}; free some space, or set rollout.weights_dir"
             ) from error
-        return tuple(names)
 
     def _versions(self) -> list[Path]:
         return sorted(self.root.glob(f"{self.run}-*"), key=lambda path: path.stat().st_mtime)
