@@ -255,13 +255,13 @@ def _require_same_run(run: Run, path: Path, manifest: Manifest) -> None:
             f"another output.dir.{keys}"
         )
     ranks, spread = run.accelerator.num_processes, is_spread(run.policy)
+    if manifest.sharded and manifest.world_size != ranks:
+        raise ConfigError(f"{path} has the weights of {manifest.world_size} processes, and there are {ranks}; start as many")
     if manifest.sharded is not spread:
         before, now = ("is", "are not") if manifest.sharded else ("is not", "are")
         raise ConfigError(
             f"{path} {before} of weights that were spread over processes (FSDP), and here they {now}; start as that run was started"
         )
-    if manifest.sharded and manifest.world_size != ranks:
-        raise ConfigError(f"{path} has the weights of {manifest.world_size} processes, and there are {ranks}; start as many")
     if manifest.step > run.total_steps:
         raise ConfigError(
             f"{path} is of step {manifest.step}, and this run has {run.total_steps} steps; raise trainer.num_epochs "
