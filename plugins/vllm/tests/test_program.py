@@ -111,12 +111,6 @@ def test_a_run_has_a_random_token_that_its_next_server_has_too(stand_in, tmp_pat
     assert program.token(tmp_path / "one") == "chosen"
 
 
-def test_every_start_has_a_name_of_its_own(stand_in, tmp_path):
-    program = program_of(stand_in)
-    boots = {program.environment(tmp_path, "t")["TRUING_GUARD_BOOT"] for _ in range(2)}
-    assert len(boots) == 2
-
-
 def test_stopping_ends_the_whole_group(stand_in, tmp_path):
     running = start(program_of(stand_in), tmp_path)
     running.wait_until_healthy(30)

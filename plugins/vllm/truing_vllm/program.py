@@ -101,7 +101,6 @@ class Program:
             **inherited,
             "PYTHONPATH": str(folder),
             "TRUING_GUARD_TOKEN": token,
-            "TRUING_GUARD_BOOT": secrets.token_hex(8),
             "TRUING_GUARD_STARTER": str(os.getpid()),
             "TRUING_WEIGHTS_DIR": str(self.weights_dir.absolute()),
             "VLLM_SERVER_DEV_MODE": "1",
