@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-import secrets
 from collections import deque
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,6 @@ class State:
     """What a start of the server knows; another start knows none of it."""
 
     model: torch.nn.Module
-    boot: str = attrs.field(factory=lambda: secrets.token_hex(4))
     version: str = DEFAULT_VERSION
     paused: bool = False
     updating: bool = False
@@ -72,13 +70,9 @@ class FakeVllm:
         self.most_at_once = self._at_once = 0
         self.fresh()
         self.http = HttpThread(self._answer, socket)
-        self._mark()
 
     def fresh(self) -> None:
         self.state = State(copy.deepcopy(self.base))
-
-    def _mark(self) -> None:
-        self.http.headers = {"x-truing-boot": self.state.boot} if self.guarded else {}
 
     @property
     def url(self) -> str:
@@ -96,7 +90,6 @@ class FakeVllm:
     def restart(self) -> None:
         """Listen again, as a new process with the weights of the start."""
         self.fresh()
-        self._mark()
         self.http.call(self.http.listen())
 
     async def _answer(self, method: str, path: str, headers: dict[str, str], body: Any) -> Reply:
@@ -118,7 +111,7 @@ class FakeVllm:
         return Reply({"error": "no such route"}, 404) if answer is None else await answer(query, body)
 
     async def _v1_models(self, query: str, body: Any) -> Reply:
-        return Reply({"data": [{"id": "policy"}]})
+        return Reply({"data": [{"id": name} for name in ("policy", *self.state.adapters)]})
 
     async def _is_paused(self, query: str, body: Any) -> Reply:
         return Reply({"is_paused": self.state.paused})
@@ -169,6 +162,10 @@ class FakeVllm:
         self.state.updating = False
         self.state.version = body["weight_version"]
         return Reply({"message": "ok"})
+
+    async def _update_weight_version(self, query: str, body: Any) -> Reply:
+        self.state.version = body["new_version"]
+        return Reply({"success": True})
 
     async def _reset_prefix_cache(self, query: str, body: Any) -> Reply:
         return Reply({"success": True})

@@ -14,6 +14,8 @@ from tests.rollouts.helpers import FLOAT32, moved, plain_logps, request_of, rig
 from truing import RolloutError, VersionSpan
 from truing.testing import FakeWeights, check_rollout, fake_context, tiny_model
 from truing_vllm import VllmRollout
+from truing_vllm.faults import BusyError
+from truing_vllm.fleet import Fleet, _Course
 from truing_vllm.opening import open_live
 
 ROUTES = [True, False]
@@ -93,6 +95,21 @@ def test_probabilities_that_are_not_finite_are_an_error_of_their_completion(tmp_
         run.fake.faults.append("nan")
         (broken,) = run.live.submit(request_of(seeds=(4,))).result(20)
     assert broken.finish_reason == "error" and broken.extra == {"error": "the policy's probabilities are not finite"}
+
+
+def test_trouble_is_over_where_a_server_worked_on_the_request_since(tmp_path, monkeypatch):
+    with rig(tmp_path, timeout=300.0) as run:
+        fleet, course, now = run.live._fleet, _Course(), 0.0
+        monkeypatch.setattr(Fleet, "_now", lambda self: now)
+
+        def fails(at: float, after: float) -> bool:
+            nonlocal now
+            now, course.asked = at, at - after
+            return fleet._gives_up(BusyError("no room"), fleet.servers[0], course)
+
+        assert not fails(at=1.0, after=1.0) and not fails(at=305.0, after=303.0) and not fails(at=604.0, after=1.0)
+        with pytest.raises(RolloutError, match="no vLLM server could be used for 300 s; the last: no room"):
+            fails(at=606.0, after=1.0)
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])

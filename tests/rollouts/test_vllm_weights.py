@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -11,18 +13,24 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tests.rollouts.fake_http import Reply
 from tests.rollouts.fake_vllm import FakeVllm
 from tests.rollouts.helpers import FLOAT32, moved, plain_logps, request_of, rig
 from truing import OpenContext, RolloutError
 from truing.testing import FakeWeights, fake_context, tiny_model
 from truing_vllm import ServeSettings, VllmRollout
+from truing_vllm.faults import BadAnswerError, StaleError
 from truing_vllm.opening import open_live
+from truing_vllm.probe import Probe
 from truing_vllm.trainer import WeightFiles
+from truing_vllm.updates import WholeWeights
 
 PUSH = [
     *("/pause", "/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update"),
     *("/reset_prefix_cache", "/resume", "/inference/v1/generate"),
 ]
+WATCHED = ("/health", "/weight_info")
+"""What is asked now and then, whatever else is."""
 
 
 @attrs.frozen(eq=False)
@@ -71,7 +79,9 @@ def test_a_push_is_paused_loaded_resumed_and_probed(tmp_path, scale_out):
         assert not agrees(run)
         run.fake.calls.clear()
         run.live.update_weights(0, FakeWeights(run.policy))
-        assert [call for call in run.fake.calls if call != "/v1/completions"][: len(PUSH)] == PUSH[: 8 if scale_out else 7]
+        calls = [call for call in run.fake.calls if call not in ("/v1/completions", *WATCHED)]
+        assert calls[: len(PUSH)] == [*PUSH[:7], PUSH[7] if scale_out else "/update_weight_version"]
+        assert calls.count("/update_weight_version") == 1
         assert agrees(run)
         for version in range(1, 4):
             moved(run.policy)
@@ -84,7 +94,7 @@ def test_the_same_version_is_pushed_once(tmp_path):
         run.live.update_weights(2, FakeWeights(run.policy))
         run.fake.calls.clear()
         run.live.update_weights(2, FakeWeights(run.policy))
-        assert run.fake.calls == []
+        assert set(run.fake.calls) <= set(WATCHED)
 
 
 def test_files_are_this_users_alone_and_the_newest_two(tmp_path):
@@ -92,7 +102,7 @@ def test_files_are_this_users_alone_and_the_newest_two(tmp_path):
         for version in range(4):
             run.live.update_weights(version, FakeWeights(run.policy))
         root = tmp_path / "vllm-weights"
-        assert sorted(folder.name.split("-")[1] for folder in root.iterdir()) == ["2", "3"]
+        assert sorted(folder.name.split("-")[-1] for folder in root.iterdir()) == ["2", "3"]
         assert [path.stat().st_mode & 0o777 for path in (root, *root.iterdir())] == [0o700] * 3
     assert list(root.iterdir()) == []
 
@@ -179,7 +189,6 @@ def test_a_server_that_does_not_give_processed_log_probabilities_is_found(tmp_pa
 @pytest.mark.parametrize("scale_out", [True, False], ids=["generate", "completions"])
 @pytest.mark.parametrize("guarded", [True, False], ids=["guard", "stock"])
 def test_a_server_that_starts_again_gets_the_weights_before_it_samples(tmp_path, scale_out, guarded):
-    """Without the guard, which names each start, a server that was away is given the weights anew in any case."""
     with rig(tmp_path, fake={"scale_out": scale_out, "guarded": guarded, "token_seconds": 0.02}) as run:
         run.live.update_weights(5, FakeWeights(run.policy))
         future = run.live.submit(request_of(seeds=(3, 4, 5), max_completion_length=40))
@@ -285,3 +294,60 @@ def test_an_adapter_is_pushed_again_to_a_server_that_started_again(tmp_path):
 def test_an_adapter_that_a_server_cannot_take_is_merged_and_that_is_said(tmp_path, config, serve, why):
     with rig(tmp_path, context=lora_context(tmp_path, **config), serve=ServeSettings(dtype="float32", **serve)) as run:
         assert not run.live.adapter_alone and f"gets all weights with the adapter merged, because {why}" in run.live.about
+
+
+def test_an_adapter_that_is_refused_is_refused_with_the_servers_reason(tmp_path, monkeypatch):
+    async def refuse(self, query, body):
+        return Reply({"error": "LoRA rank 4 is greater than max_lora_rank 2"}, 400)
+
+    with rig(tmp_path, context=lora_context(tmp_path)) as run:
+        monkeypatch.setattr(FakeVllm, "_v1_load_lora_adapter", refuse)
+        with pytest.raises(RolloutError, match=r"/v1/load_lora_adapter with 400: .*rank 4 is greater than max_lora_rank 2"):
+            run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
+
+
+def test_an_adapter_that_is_loaded_once_more_finds_no_keys_and_values_of_its_name(tmp_path, monkeypatch):
+    check, doubts = Probe.check, [StaleError("it has others")]
+
+    async def doubt(self, *args, **named):
+        if doubts:
+            raise doubts.pop()
+        await check(self, *args, **named)
+
+    with rig(tmp_path, context=lora_context(tmp_path)) as run:
+        monkeypatch.setattr(Probe, "check", doubt)
+        run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
+        calls = [call for call in run.fake.calls if "lora" in call or "cache" in call]
+        load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+        assert calls == [load, load, unload, "/reset_prefix_cache", load] and agrees(run)
+
+
+def test_a_server_that_takes_long_to_come_back_gets_the_weights_of_then(tmp_path, monkeypatch):
+    """The files of the version that it was given first may be gone by then, which is no refusal."""
+    context, begun = fake_context(tmp_path), threading.Event()
+    model, apply = tiny_model(context.tokenizer, seed=1), WholeWeights.apply
+    with FakeVllm(model, tmp_path / "vllm-weights") as one, FakeVllm(model, tmp_path / "vllm-weights") as other:
+        live = open_live(VllmRollout(server=(one.url, other.url), token="t0ken", timeout=20.0, serve=FLOAT32), context)
+        policy, fleet = context.models["policy"], live._fleet
+        live.update_weights(0, FakeWeights(policy))
+        one.die()
+        live.update_weights(1, FakeWeights(policy))
+
+        async def slow(self, connection, *args, **named):
+            if self.version == 1:
+                begun.set()
+                while fleet.update is self:
+                    await asyncio.sleep(0.02)
+                raise BadAnswerError("its files are gone")
+            await apply(self, connection, *args, **named)
+
+        monkeypatch.setattr(WholeWeights, "apply", slow)
+        one.restart()
+        assert begun.wait(20)
+        moved(policy)
+        live.update_weights(2, FakeWeights(policy))
+        until = time.monotonic() + 20
+        while not fleet.servers[0].up and time.monotonic() < until:
+            time.sleep(0.05)
+        assert fleet.fatal is None and one.state.version == other.state.version.replace("-3-2", "-4-2")
+        live.close()

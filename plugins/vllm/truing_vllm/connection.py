@@ -12,7 +12,6 @@ import msgspec
 
 from truing_vllm.address import Address
 from truing_vllm.faults import BadAnswerError, BusyError, LateError, RefusedError, ServerFault, UnreachableError
-from truing_vllm.inside.guard import BOOT_HEADER
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 3.0
@@ -59,25 +58,20 @@ class Connection:
     def __str__(self) -> str:
         return self.address.url
 
-    async def get(self, path: str, *, seconds: float) -> tuple[Any, str | None]:
-        """Return what a path says, and which start of the server says so."""
-        body, boot = await self._call("GET", path, None, seconds=seconds, limit=SMALL)
-        return _decoded(body, Any, self) if body else None, boot
+    async def get(self, path: str, *, seconds: float) -> Any:
+        """Return what a path says. Raises a ServerFault."""
+        body = await self._call("GET", path, None, seconds=seconds, limit=SMALL)
+        return _decoded(body, Any, self) if body else None
 
     async def post(self, path: str, body: Mapping[str, Any], *, seconds: float) -> None:
         """Have the server do something. Raises a ServerFault."""
         await self._call("POST", path, body, seconds=seconds, limit=SMALL)
 
-    async def ask(
-        self, path: str, body: Mapping[str, Any], answer: type[Any], *, seconds: float, limit: int
-    ) -> tuple[Any, str | None]:
-        """Return an answer of that type, of `limit` bytes at most, and which start of the server gave it. Raises a ServerFault."""
-        data, boot = await self._call("POST", path, body, seconds=seconds, limit=limit)
-        return _decoded(data, answer, self), boot
+    async def ask(self, path: str, body: Mapping[str, Any], answer: type[Any], *, seconds: float, limit: int) -> Any:
+        """Return an answer of that type, of `limit` bytes at most. Raises a ServerFault."""
+        return _decoded(await self._call("POST", path, body, seconds=seconds, limit=limit), answer, self)
 
-    async def _call(
-        self, method: str, path: str, body: Mapping[str, Any] | None, *, seconds: float, limit: int
-    ) -> tuple[bytes, str | None]:
+    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None, *, seconds: float, limit: int) -> bytes:
         content = None if body is None else msgspec.json.encode(body)
         headers = {} if body is None else {"content-type": "application/json"}
         try:
@@ -97,7 +91,7 @@ class Connection:
             raise UnreachableError(f"{self} is not there: {type(error).__name__} {error}".rstrip()) from error
         if response.status_code != 200:
             raise _refusal(self, path, response.status_code, bytes(data))
-        return bytes(data), response.headers.get(BOOT_HEADER)
+        return bytes(data)
 
     async def close(self) -> None:
         """Hang up; what is in flight is broken off, and the server aborts it."""

@@ -9,10 +9,13 @@ from contextlib import suppress
 import attrs
 
 from truing import Completion, RolloutError, RolloutRequest, VersionSpan
+from truing_vllm.connection import CONNECT_SECONDS
 from truing_vllm.faults import BadAnswerError, BusyError, LateError, RefusedError, ServerFault, StaleError, UnreachableError
+from truing_vllm.labels import Label
 from truing_vllm.probe import Probe
 from truing_vllm.server import Server
-from truing_vllm.updates import AdapterWeights, Update
+from truing_vllm.updates import Update, WholeWeights
+from truing_vllm.versions import label_of, versions_of
 from truing_vllm.wire import Sample, sampling_params
 
 TRIES = 4
@@ -21,6 +24,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries; each pause is twice the one before."""
 HEALTH_SECONDS = 10.0
 LOOK_SECONDS = 0.5
+WATCH_SECONDS = 3.0
+"""Between looks at servers that seem to be well."""
 GREETING_SECONDS = 5.0
 """How long servers that are not there yet are waited for where one is."""
 
@@ -41,7 +46,7 @@ class _Course:
     asked: float = 0.0
     failures: int = 0
     trouble: float | None = None
-    """Since when no server could be used."""
+    """Since when no server took the request."""
     hung: set[Server] = attrs.field(factory=set)
     problem: str = ""
 
@@ -53,8 +58,6 @@ class Fleet:
     servers: Sequence[Server]
     timeout: float
     """Seconds for one completion or push, and for a server that is gone to come back."""
-    run: str
-    """What the labels of this run's weights begin with."""
     ends: Sequence[int]
     """Tokens that end a completion."""
     pushes: bool
@@ -68,6 +71,7 @@ class Fleet:
     """Set whenever a server came back, or nothing goes on."""
     _asking: set[asyncio.Task[Completion]] = attrs.field(factory=set, init=False)
     _revivals: set[asyncio.Task[None]] = attrs.field(factory=set, init=False)
+    _watch: asyncio.Task[None] | None = attrs.field(default=None, init=False)
 
     async def complete(self, request: RolloutRequest) -> tuple[Completion, ...]:
         """Return the completions of a request in the order of its seeds. Raises RolloutError where no server can be used."""
@@ -123,17 +127,22 @@ class Fleet:
         if isinstance(fault, BadAnswerError):
             return course.failures >= TRIES
         if not isinstance(fault, BusyError):
-            self._lost(server, fault)
-        course.trouble = course.trouble or self._now()
+            self._lost(server)
+        if course.trouble is None or self._was_taken(fault, course):
+            course.trouble = self._now()
         if self._now() - course.trouble > self.timeout:
             raise RolloutError(f"no vLLM server could be used for {self.timeout:.0f} s; the last: {fault}") from fault
         return False
+
+    def _was_taken(self, fault: ServerFault, course: _Course) -> bool:
+        """Return whether a server worked on the request before it failed: longer than a connection takes that never comes about."""
+        return not isinstance(fault, StaleError) and self._now() - course.asked > CONNECT_SECONDS
 
     def _was_late(self, fault: LateError, server: Server, course: _Course) -> bool:
         """Return whether it is this request that takes too long: the server answered others since, or once it was looked at."""
         if server.answered >= course.asked or server in course.hung:
             return True
-        self._lost(server, fault)  # until it answers the probe, and if it never does that is an error of the run
+        self._lost(server)  # until it answers the probe, and if it never does that is an error of the run
         course.hung.add(server)
         return False
 
@@ -141,34 +150,30 @@ class Fleet:
         return asyncio.get_running_loop().time()
 
     async def _attempt(self, server: Server, request: RolloutRequest, index: int) -> Completion:
-        epoch, update = server.epoch, server.installed if self.pushes else self.update
+        update = server.installed if self.pushes else self.update
         params = sampling_params(request, request.seeds[index], self.ends)
         model = None if update is None else update.model
+        before = None
+        if isinstance(update, WholeWeights) and not server.says_versions:
+            before = await label_of(server, update.run, seconds=self.timeout)
         try:
-            sample, boot = await server.sample(request.prompt_ids, params, model, seconds=self.timeout)
+            sample = await server.sample(request.prompt_ids, params, model, seconds=self.timeout)
         except RefusedError as fault:
             if model is not None and fault.status == 404:
                 raise StaleError(f"{server} does not have the adapter {model} any more") from fault
             raise
-        await server.settled.wait()
-        if server.epoch != epoch or (server.boot is not None and boot != server.boot):
-            raise StaleError(f"{server} was started again, or had other weights than the policy's")
+        versions = await self._versions(sample, update, before, server)
         server.answered = self._now()
-        return _completion(request, index, sample, self._versions(sample, update, server))
+        return _completion(request, index, sample, versions)
 
-    def _versions(self, sample: Sample, update: Update | None, server: Server) -> tuple[VersionSpan, ...]:
-        """Return which versions sampled which tokens; where the server does not say, all count as of what it had at the start."""
+    async def _versions(
+        self, sample: Sample, update: Update | None, before: Label | None, server: Server
+    ) -> tuple[VersionSpan, ...]:
         if not sample.token_ids:
             return ()
-        if update is None or sample.spans is None or isinstance(update, AdapterWeights):
-            return (VersionSpan(version=0 if update is None else update.version, start=0, end=len(sample.token_ids)),)
-        versions = []
-        for span in sample.spans:
-            run, _, version = span.version.rpartition("-")
-            if run != self.run:
-                raise StaleError(f"{server} sampled from weights {span.version!r}, which are not this run's")
-            versions.append(VersionSpan(version=int(version), start=span.start, end=span.end))
-        return tuple(versions)
+        if isinstance(update, WholeWeights):
+            return await versions_of(sample, update, before, server, seconds=self.timeout)
+        return (VersionSpan(version=0 if update is None else update.version, start=0, end=len(sample.token_ids)),)
 
     async def _available(self, wanted: Server, course: _Course) -> Server:
         """Return a server that is there, the wanted one if it may be, when there is one. Raises RolloutError where none comes."""
@@ -190,10 +195,8 @@ class Fleet:
         if self.fatal is not None:
             raise self.fatal
 
-    def _lost(self, server: Server, fault: ServerFault | None) -> None:
+    def _lost(self, server: Server) -> None:
         """Ask a server nothing until it was seen to be there with the right weights."""
-        if isinstance(fault, StaleError):
-            server.installed = None
         if server.up:
             server.up = False
             task = asyncio.ensure_future(self._revive(server))
@@ -230,19 +233,23 @@ class Fleet:
         self._changed.set()
 
     async def _look_at(self, server: Server) -> None:
-        """Return when a server is healthy and has the weights, which it is given if it does not have them."""
-        _, boot = await server.connection.get("/health", seconds=HEALTH_SECONDS)
-        other = boot is None or boot != server.boot
-        server.epoch += other
-        if self.pushes and self.update is not None and (other or server.installed is not self.update):
+        """Return when a server is healthy and has the weights, which the first process gives it if it does not have them."""
+        await server.connection.get("/health", seconds=HEALTH_SECONDS)
+        update = self.update
+        if update is None:
+            return
+        held = await update.is_held(server.connection, seconds=HEALTH_SECONDS)
+        if self.pushes and not (held and server.installed is update):
             await self._install(server)
+        elif not held:
+            raise StaleError(f"{server} does not have version {update.version} of the weights, which the first process gives it")
         elif self.probe is not None:
-            await self.probe.check(server, self.update, seconds=min(HEALTH_SECONDS * 3, self.timeout))
+            await self.probe.check(server, update, seconds=min(HEALTH_SECONDS * 3, self.timeout))
 
     async def greet(self) -> None:
         """Return when a server is healthy. Raises RolloutError where none is within the timeout."""
         for server in self.servers:
-            self._lost(server, None)
+            self._lost(server)
         await self.wait_for_any("it did not answer /health")
         with suppress(TimeoutError):  # the work is shared among all that are there, so that the others get a moment
             async with asyncio.timeout(GREETING_SECONDS):
@@ -251,8 +258,13 @@ class Fleet:
                     await self._changed.wait()
 
     async def follow(self, update: Update) -> None:
-        """Expect answers from these weights, which another process gives the servers."""
+        """Expect answers from these weights, which the first process has given the servers."""
+        if self.pushes:
+            return
         self.update = update
+        if isinstance(update, WholeWeights):
+            labels = (label_of(server, update.run, seconds=HEALTH_SECONDS) for server in self.servers if server.up)
+            await asyncio.gather(*labels, return_exceptions=True)  # a server that does not say it is asked again when it answers
 
     async def push(self, update: Update, probe: Probe) -> None:
         """Give all servers that are there new weights, and see that they have them; the others get them when they are back.
@@ -260,53 +272,66 @@ class Fleet:
         Raises RolloutError where one that is there does not take them, or none is there.
         """
         self.update, self.probe = update, probe
+        self._watch = self._watch or asyncio.ensure_future(self._keep_watch())
         there = [server for server in self.servers if server.up]
         results = await asyncio.gather(*map(self._install, there), return_exceptions=True)
         problem = ""
         for server, result in zip(there, results, strict=True):
             if isinstance(result, ServerFault):
                 problem = str(result)
-                self._lost(server, result)
+                self._lost(server)
             elif isinstance(result, PushError):
                 self._end(result)
             elif isinstance(result, BaseException):
                 raise result
         await self.wait_for_any(problem)
 
+    async def _keep_watch(self) -> None:
+        """Look after servers that only other processes may be asking: one that was started again gets its weights again."""
+        while self.fatal is None:
+            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.gather(*(self._look_after(server) for server in self.servers if server.up))
+
+    async def _look_after(self, server: Server) -> None:
+        try:
+            async with server.lock:
+                update = server.installed
+                if update is None or await update.is_held(server.connection, seconds=HEALTH_SECONDS):
+                    return
+        except (LateError, BusyError):  # it has much to do
+            return
+        except ServerFault:
+            pass
+        self._lost(server)
+
     async def _install(self, server: Server) -> None:
         """Give a server the weights of now. Raises PushError where it does not take them, ServerFault where it is gone."""
         async with server.lock:
-            server.settled.clear()
-            try:
-                await self._install_settled(server)
-            finally:
-                server.settled.set()
+            given, tries = None, 0
+            while True:
+                update, probe = self.update, self.probe  # there may be newer ones since the last try, whose files are gone then
+                assert update is not None and probe is not None
+                given, tries = update, tries + 1 if given is update else 1
+                try:
+                    return await self._give(server, update, probe)
+                except (UnreachableError, LateError):
+                    raise
+                except ServerFault as fault:
+                    if tries >= TRIES and update is self.update:
+                        raise PushError(
+                            f"{server} did not take version {update.version} of the weights in {TRIES} tries: {fault}{update.hint}"
+                        ) from fault
+                await asyncio.sleep(pause_before(tries))
 
-    async def _install_settled(self, server: Server) -> None:
-        update, probe, problem = self.update, self.probe, ""
-        assert update is not None and probe is not None
-        for attempt in range(1, TRIES + 1):
-            try:
-                await update.apply(server.connection, seconds=self.timeout)
-                boot = await self._probed(server, probe, update)
-            except (UnreachableError, LateError):
-                raise
-            except ServerFault as fault:
-                problem = str(fault)
-                await asyncio.sleep(pause_before(attempt))
-            else:
-                if server.boot != boot and server.boot is not None:
-                    server.epoch += 1
-                server.installed, server.boot = update, boot
-                return
-        raise PushError(f"{server} did not take version {update.version} of the weights in {TRIES} tries: {problem}{update.hint}")
-
-    async def _probed(self, server: Server, probe: Probe, update: Update) -> str | None:
-        try:
-            return await probe.check(server, update, seconds=self.timeout)
-        except ServerFault:  # it went on with weights that nobody knows
-            server.epoch += 1
-            raise
+    async def _give(self, server: Server, update: Update, probe: Probe) -> None:
+        """Try once to give a server weights, under a label of its own that it bears as proven when a probe found them right."""
+        server.attempts += 1
+        label = Label(update.run, server.attempts, update.version)
+        await update.apply(server.connection, label, seconds=self.timeout)
+        await probe.check(server, update, seconds=self.timeout)
+        await update.confirm(server.connection, label, seconds=self.timeout)
+        server.proven.add(label.attempt)
+        server.installed = update
 
     async def close(self) -> None:
         """Hang up, when all tasks have ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -38,10 +39,12 @@ class LiveVllm:
         about: str,
     ) -> None:
         self.settings, self.context, self.about = settings, context, about
-        self.run, self.adapter_alone = run_label(context.run_dir), adapter_alone
+        self.adapter_alone = adapter_alone
+        self.run = f"{run_label(context.run_dir)}-{secrets.token_hex(4)}"
+        """What names begin with that servers learn: of another start another, which may have other weights of the same version."""
         self.version: int | None = None
         """Of the weights that the servers have; None before the first."""
-        self.files = WeightFiles(weights_folder(settings, context.run_dir), self.run)
+        self.files = WeightFiles(weights_folder(settings, context.run_dir), run_label(context.run_dir))
         self.held = ExitStack()
         """What is closed at the end."""
         self._adapters: list[str] = []
@@ -52,7 +55,6 @@ class LiveVllm:
         return Fleet(
             servers=[Server(Connection(address)) for address in addresses],
             timeout=self.settings.timeout,
-            run=self.run,
             ends=sorted(self.context.end_tokens),
             pushes=self.context.rank == 0,
             slots=asyncio.Semaphore(self.settings.max_concurrency),
@@ -79,25 +81,36 @@ class LiveVllm:
         return generate_by_submitting(self, requests)
 
     def update_weights(self, version: int, source: WeightSource) -> None:
-        """Give all servers the policy's weights, and see by a probe that they have them. Raises RolloutError where they do not."""
+        """Give all servers the policy's weights, and see by a probe that they have them. Raises RolloutError where they do not.
+
+        The first process does so, and tells the others when it is done: until then they expect answers from the weights before.
+        """
         if version == self.version:
             return
-        first, spread = self.context.rank == 0, is_spread(self.context.models["policy"])
+        spread = is_spread(self.context.models["policy"])
         update = self._adapter(version, source) if self.adapter_alone else self._whole(version, source, spread)
-        if first or spread:
-            probe = make_probe(self.context, source, self.settings.serve, self.settings.probe_tolerance)
-        self._run(self._fleet.push(update, probe) if first else self._fleet.follow(update))
+        given, *_ = together(lambda: self._given(update, source, spread), "giving the servers weights")
+        self._run(self._fleet.follow(given))
         self.version = version
 
-    def _whole(self, version: int, source: WeightSource, spread: bool) -> Update:
-        label = f"{self.run}-{version}"
-        files, *_ = together(lambda: self._written(label, source, spread), "writing weights for the servers")
-        return WholeWeights(version=version, label=label, files=files)
+    def _given(self, update: Update, source: WeightSource, spread: bool) -> Update:
+        """Return the update when the servers have it, of which the first process sees to it."""
+        first = self.context.rank == 0
+        if first or spread:
+            probe = make_probe(self.context, source, self.settings.serve, self.settings.probe_tolerance)
+        if first:
+            self._run(self._fleet.push(update, probe))
+        return update
 
-    def _written(self, label: str, source: WeightSource, spread: bool) -> tuple[str, ...]:
+    def _whole(self, version: int, source: WeightSource, spread: bool) -> Update:
+        name = f"{self.run}-{version}"
+        files, *_ = together(lambda: self._written(name, source, spread), "writing weights for the servers")
+        return WholeWeights(run=self.run, version=version, files=files)
+
+    def _written(self, name: str, source: WeightSource, spread: bool) -> tuple[str, ...]:
         weights = source.parameters()
         try:
-            return self.files.write(label, weights) if self.context.rank == 0 else ()
+            return self.files.write(name, weights) if self.context.rank == 0 else ()
         finally:
             if spread:  # every process takes part in gathering every weight, whatever fails in one
                 for _ in weights:
@@ -111,7 +124,7 @@ class LiveVllm:
             folder = self.files.copy(name, folder)
         self._adapters = [*(known for known in self._adapters if known != name), name]
         older, self._adapters = self._adapters[: -self.settings.serve.max_loras], self._adapters[-self.settings.serve.max_loras :]
-        return AdapterWeights(version=version, model=name, folder=folder.absolute(), older=older)
+        return AdapterWeights(run=self.run, version=version, model=name, folder=folder.absolute(), older=older)
 
     def close(self) -> None:
         """Hang up, stop a server that the run started, and remove what went through the folder for weights."""

@@ -32,16 +32,15 @@ class Probe:
     tolerance: float
     """Mean difference in nats that rounding explains."""
 
-    async def check(self, server: Server, update: Update | None, *, seconds: float) -> str | None:
-        """Return which start of the server answered. Raises StaleError where its weights are others, or another ServerFault."""
+    async def check(self, server: Server, update: Update | None, *, seconds: float) -> None:
+        """Return when a server's weights are the policy's. Raises StaleError where they are others, or another ServerFault."""
         model = None if update is None else update.model
         params: dict[str, Any] = draw_params(seed=0, limit=1, temperature=TEMPERATURE)
         answers = await asyncio.gather(*(server.sample(prompt, params, model, seconds=seconds) for prompt in self.prompts))
-        if not all(sample.token_ids for sample, _ in answers):
+        if not all(sample.token_ids for sample in answers):
             raise StaleError(f"{server} has weights whose probabilities are not finite")
-        tokens = [sample.token_ids[0] for sample, _ in answers]
-        self._compare(server, tokens, self.next_logps.new_tensor([sample.token_logps[0] for sample, _ in answers]))
-        return answers[0][1]
+        tokens = [sample.token_ids[0] for sample in answers]
+        self._compare(server, tokens, self.next_logps.new_tensor([sample.token_logps[0] for sample in answers]))
 
     def _compare(self, server: Server, tokens: Sequence[int], found: Tensor) -> None:
         def gap(logps: Tensor) -> float:

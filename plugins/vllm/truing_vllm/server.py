@@ -10,7 +10,7 @@ import attrs
 
 from truing_vllm.connection import Connection
 from truing_vllm.faults import BadAnswerError, RefusedError
-from truing_vllm.updates import Update
+from truing_vllm.updates import Update, model_names
 from truing_vllm.wire import (
     COMPLETIONS,
     GENERATE,
@@ -37,29 +37,27 @@ class Server:
     in_flight: int = 0
     installed: Update | None = None
     """The weights that it was given last, and that its log-probabilities showed."""
-    boot: str | None = None
-    """Which start of it that was; None where it does not say."""
-    epoch: int = 0
-    """Whatever was asked before this changed is to be asked again, for the weights were not what they should have been."""
+    attempts: int = 0
+    """How often it was tried to give it weights."""
+    proven: set[int] = attrs.field(factory=set)
+    """Those of the tries that a probe showed to have succeeded."""
     answered: float = 0.0
     """When it last gave a completion, by the clock of the event loop."""
-    settled: asyncio.Event = attrs.field(factory=asyncio.Event)
-    """Whether its weights are known; not while it gets new ones."""
     lock: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     """Held by whoever gives it weights."""
     _route: str | None = None
     _model: str | None = None
 
-    def __attrs_post_init__(self) -> None:
-        self.settled.set()
-
     def __str__(self) -> str:
         return str(self.connection)
 
-    async def sample(
-        self, prompt: Sequence[int], params: Mapping[str, Any], model: str | None, *, seconds: float
-    ) -> tuple[Sample, str | None]:
-        """Return a completion, and which start of the server gave it.
+    @property
+    def says_versions(self) -> bool:
+        """Whether it is known to say which weights sampled which token."""
+        return self._route == GENERATE
+
+    async def sample(self, prompt: Sequence[int], params: Mapping[str, Any], model: str | None, *, seconds: float) -> Sample:
+        """Return a completion.
 
         The route that says which weights sampled which token is taken where the server has it. Raises a ServerFault.
         """
@@ -76,27 +74,21 @@ class Server:
         self._route = COMPLETIONS
         return found
 
-    async def _generate(
-        self, prompt: Sequence[int], params: Mapping[str, Any], model: str | None, seconds: float
-    ) -> tuple[Sample, str | None]:
+    async def _generate(self, prompt: Sequence[int], params: Mapping[str, Any], model: str | None, seconds: float) -> Sample:
         limit = params["max_tokens"]
         body, size = generate_body(prompt, params, model), answer_limit(len(prompt), limit)
-        answer, boot = await self.connection.ask(GENERATE, body, Generated, seconds=seconds, limit=size)
-        return generated(answer, limit), boot
+        return generated(await self.connection.ask(GENERATE, body, Generated, seconds=seconds, limit=size), limit)
 
-    async def _complete(
-        self, prompt: Sequence[int], params: Mapping[str, Any], model: str | None, seconds: float
-    ) -> tuple[Sample, str | None]:
+    async def _complete(self, prompt: Sequence[int], params: Mapping[str, Any], model: str | None, seconds: float) -> Sample:
         limit = params["max_tokens"]
         body, size = completions_body(prompt, params, model or await self._model_name(seconds)), answer_limit(len(prompt), limit)
-        answer, boot = await self.connection.ask(COMPLETIONS, body, Completed, seconds=seconds, limit=size)
-        return completed(answer, prompt, limit), boot
+        return completed(await self.connection.ask(COMPLETIONS, body, Completed, seconds=seconds, limit=size), prompt, limit)
 
     async def _model_name(self, seconds: float) -> str:
         if self._model is None:
-            models, _ = await self.connection.get("/v1/models", seconds=seconds)
-            try:
-                self._model = str(models["data"][0]["id"])
-            except (KeyError, IndexError, TypeError) as error:
-                raise BadAnswerError(f"{self} does not say which model it serves: {models!r}") from error
+            said = await self.connection.get("/v1/models", seconds=seconds)
+            names = model_names(said)
+            if not names:
+                raise BadAnswerError(f"{self} does not say which model it serves: {said!r}")
+            self._model = names[0]
         return self._model

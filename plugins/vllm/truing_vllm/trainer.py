@@ -80,7 +80,7 @@ def weights_folder(settings: VllmRollout, run_dir: Path) -> Path:
 
 
 def run_label(run_dir: Path) -> str:
-    """Return what the labels of a run's weights begin with: of another run another, in every process of one the same."""
+    """Return what the names of a run's weights begin with: of another run another, in every start of one the same."""
     return "run" + hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()
 
 

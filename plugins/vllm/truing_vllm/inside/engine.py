@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -41,6 +42,11 @@ class SafetensorsEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # before the first update, for that unties a head from the embeddings
+        self.names = {_plain(name) for name, _ in self.model.named_parameters()}
+
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing is set up."""
 
@@ -56,11 +62,18 @@ class SafetensorsEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             super().update_weights(update_info)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Load files into the model. Raises ValueError for none, or for one that is not below the folder."""
+        """Load files into the model.
+
+        Raises ValueError for none, for one that is not below the folder, and where a weight of the model is in none of them.
+        """
         if not update_info.files:
             raise ValueError("an update needs files")
         paths = [_checked(name) for name in update_info.files]
-        self.model.load_weights(_weights(paths, self.device))
+        loaded = self.model.load_weights(_weights(paths, self.device))
+        if loaded is not None and self.model_config.quantization is None:  # as vLLM asks of what it loads at its start
+            missing = sorted(self.names - {_plain(name) for name in loaded})
+            if missing:
+                raise ValueError(f"{len(missing)} of {len(self.names)} weights are in none of the files: {', '.join(missing[:5])}")
 
     def finish_weight_update(self) -> None:
         """Put every layer into the form that it computes in."""
@@ -78,6 +91,11 @@ class SafetensorsEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         """Nothing is held."""
+
+
+def _plain(name: str) -> str:
+    """Return a weight's name without what room for adapters adds to it."""
+    return name.replace(".base_layer.", ".")
 
 
 def _checked(name: str) -> Path:
