@@ -271,7 +271,15 @@ def test_every_need_is_documented_with_its_fields():
 def test_what_core_reads_of_an_online_method_is_documented():
     listed = {code_words(row[0])[0] for row in table(DOCS / "how-to" / "write-an-online-method.md", "What core reads of the class")}
     read = set()
-    for path in ("rollout/plan.py", "train/rollouts.py", "train/rollout_log.py", "train/run.py", "model/critic.py", "declared.py"):
+    for path in (
+        "rollout/plan.py",
+        "train/rollouts.py",
+        "train/rollout_log.py",
+        "train/run.py",
+        "train/worth.py",
+        "model/critic.py",
+        "declared.py",
+    ):
         text = (ROOT / "core" / "truing" / path).read_text()
         read |= set(re.findall(r'(?:getattr|_of_method)\((?:method|self\.loss|self\.run\.loss|run\.loss|loss), "(\w+)"', text))
     assert listed == read - {"prompt_tokens"}  # which every loss may have
