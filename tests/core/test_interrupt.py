@@ -105,7 +105,7 @@ def test_a_run_notes_requests_to_save_while_it_is_set_up(tmp_path, monkeypatch):
 def test_a_request_to_save_that_the_program_held_back_is_noted():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
         with InterruptSignal() as interrupt:
             assert interrupt.received(ranks(1)) == signal.SIGUSR1
         assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -134,14 +134,14 @@ def stopped_at(instant, interrupt):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and next(left) == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             sent.append(instant)
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
         answers = [interrupt.received(ranks(1))]
     finally:
         sys.settrace(before)
