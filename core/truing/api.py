@@ -51,8 +51,8 @@ def align(
     A full TrainConfig as `config` overrides the rest, except for objects that are loaded already: a model with its tokenizer, and
     rows. Otherwise `model` is a hub id, a folder or a loaded model (then with
     `tokenizer`), `dataset` a path, a hub id, a `datasets.Dataset` or a list of rows, and `kwargs` are fields of the trainer or of
-    the method. Without `format`, the columns of the first row say which it is. Never exits the process. It
-    starts others for rewards that are named, and where the rollout backend does, as `vllm` with mode spawn.
+    the method. Without `format`, the columns of the first row say which it is. Never exits the process. It starts others for
+    rewards that are named, and where the rollout backend does, as `vllm` with mode spawn.
 
     Raises ConfigError for a wrong or missing argument, naming all of them, and the other errors of truing.errors.
 

@@ -64,9 +64,7 @@ def test_a_signal_to_two_processes_saves_and_exits_130(tmp_path):
     config = write_config(tmp_path, max_steps=100_000)
     command = [sys.executable, "-m", "truing", "train", str(config), "--num-processes", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
-        for line in process.stdout:
-            if line.startswith("step 3/"):
-                break
+        until_said(process, "step 3/")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -80,9 +78,7 @@ def test_a_request_to_save_before_the_first_step_is_answered_after_it(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         until_held(process)
         process.send_signal(signal.SIGUSR1)
-        for line in process.stdout:
-            if line.startswith("forward:"):
-                break
+        until_said(process, "forward:")
         process.send_signal(signal.SIGUSR1)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -98,9 +94,7 @@ def test_requests_to_save_reach_two_processes_through_their_launcher(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         until_held(process)
         process.send_signal(signal.SIGUSR1)
-        for line in process.stdout:
-            if line.startswith("step 3/"):
-                break
+        until_said(process, "step 3/")
         process.send_signal(signal.SIGUSR1)
         for _ in process.stdout:
             if len(list(checkpoints.glob("step-*"))) == 2:
@@ -110,6 +104,11 @@ def test_requests_to_save_reach_two_processes_through_their_launcher(tmp_path):
     assert process.returncode == 143, errors
     first, second, _ = sorted(path.name for path in checkpoints.iterdir())
     assert first == "step-00000001" and second > "step-00000003"
+
+
+def until_said(process, beginning):
+    """Return when a program has printed a line that begins so, or has ended."""
+    next((line for line in process.stdout if line.startswith(beginning)), None)
 
 
 def until_held(process):

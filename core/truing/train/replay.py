@@ -33,8 +33,8 @@ from truing.train.references import is_other_model
 from truing.train.run import Run
 from truing.train.run_dir import CONFIG, RunDir
 from truing.train.setup import Data, set_up
-from truing.train.skipped import NO_WEIGHTS, UNREADABLE, SkippedStep, read_skipped, unreadable, weights_of
-from truing.train.state import check_tensors, restore_random_state
+from truing.train.skipped import NO_WEIGHTS, SkippedStep, read_skipped, unreadable, weights_of
+from truing.train.state import UNREADABLE, check_tensors, restore_random_state
 from truing.train.step import accumulate_gradients
 
 

@@ -25,6 +25,7 @@ from truing.train.checkpoint.store import CheckpointStore
 
 CONFIG, ENVIRONMENT, METRICS, LOCK = "config.yaml", "environment.json", "metrics.jsonl", ".lock"
 LAUNCH = ".launch"
+"""The launch of several processes that began the run, by which one of its restarts knows it."""
 COMPLETIONS = "completions.jsonl"
 LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 """What JSON may hold as it is and many readers take for the end of a line, in its escaped form."""

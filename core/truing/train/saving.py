@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,13 +24,11 @@ from truing.train.identity import EVAL_DATA
 from truing.train.ranks import together
 from truing.train.run import Run
 from truing.train.run_dir import METRICS, library_versions
-from truing.train.state import check_tensors, random_state, restore_random_state
+from truing.train.state import UNREADABLE, check_tensors, random_state, restore_random_state
 
 MOST_FAILURES = 2
 """Saves that may fail in a row before the run ends."""
 STATE = "state.json"
-_UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
-"""What reading a state that is sealed, and yet not one of ours, may raise."""
 
 
 @attrs.define(eq=False)
@@ -290,7 +287,7 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
             run.reference.load(reference)
         restore_random_state(numbers["random"][random], load_file(path / f"random-{random}.safetensors"))
         metrics = (path / METRICS).read_bytes()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise (
             error if isinstance(error, DamagedError) else DamagedError(f"its state cannot be read ({first_line(error)})")
         ) from error

@@ -53,6 +53,7 @@ from truing.train.source import DatasetSource, Source
 from truing.train.state import TrainState
 
 BEYOND_SAVES = timedelta(minutes=10)
+"""How much longer than a save may take processes wait for each other."""
 
 
 @attrs.frozen(eq=False, kw_only=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from truing.train.checkpoint.manifest import DamagedError, check_file, read_seal
 from truing.train.checkpoint.tensors import safetensors_chunks
 from truing.train.guard import OPTIMIZER
 from truing.train.run import Run
-from truing.train.state import RandomState
+from truing.train.state import UNREADABLE, RandomState
 
 BATCH, TENSORS = "batch.json", "tensors.safetensors"
 REFERENCE_PREFIX = "reference."
@@ -36,8 +35,6 @@ KEPT_WEIGHTS = 3
 """Of so many skips in a row the weights are kept, the newest."""
 _WEIGHTS_NAME = re.compile(r"weights-\d{8,}\.safetensors")
 NO_WEIGHTS = "its weights are not kept, of which only the newest are: computed with those that the run began with"
-UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
-"""What reading a step that is sealed, and yet not one of ours, may raise."""
 
 
 @attrs.frozen(eq=False, kw_only=True)

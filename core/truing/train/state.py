@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
@@ -21,6 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truing.train.checkpoint import DamagedError
 from truing.train.run_dir import METRICS
+
+UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+"""What reading a state that is sealed, and yet not one of ours, may raise."""
 
 
 def _kind(thing: object) -> str:

@@ -18,7 +18,6 @@ Scale: TypeAlias = Literal["group", "batch", "none"]
 """Over what the standard deviation is taken that a reward's distance from its group's mean is divided by."""
 Aggregation: TypeAlias = Literal["sum_then_normalize", "normalize_then_sum"]
 """Whether several rewards are compared within a group as their sum, or each by itself."""
-"""The estimators of a KL divergence by name; truing_grpo.regularisers has their formulas."""
 
 CLIPPED: tuple[LossType, ...] = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "luspo")
 """The loss types that clip the importance ratio as PPO does."""

@@ -17,11 +17,13 @@ Init, Given = TypeVar("Init"), TypeVar("Given")
 class Base(Generic[Init, Given]):
     """What of vLLM's base class the engine uses."""
 
+    update_info_cls: Any
+
     def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
         self.model_config, self.device, self.model = vllm_config.model_config, device, model
 
     def parse_update_info(self, given: dict[str, Any]) -> Any:
-        return self.update_info_cls(**given)  # type: ignore[attr-defined]
+        return self.update_info_cls(**given)
 
 
 class Model(torch.nn.Module):

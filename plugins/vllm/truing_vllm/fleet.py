@@ -24,6 +24,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries; each pause is twice the one before."""
 HEALTH_SECONDS = 10.0
 LOOK_SECONDS = 0.5
+"""Between looks whether a server of the run's own is gone."""
 WATCH_SECONDS = 3.0
 """Between looks at servers that seem to be well."""
 GREETING_SECONDS = 5.0

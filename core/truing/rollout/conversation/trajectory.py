@@ -22,7 +22,7 @@ def unlike_the_trainer(sampling: Sampling | RolloutConfig, whose: str = "a conve
         if value != neutral:
             message = (
                 f"is {value:g}, and the log-probabilities of {whose} must be the trainer's, which are those of all tokens; leave "
-                f" it out (its neutral value is {neutral:g})"
+                f"it out (its neutral value is {neutral:g})"
             )
             yield key, message
 
