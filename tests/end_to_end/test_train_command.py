@@ -103,7 +103,8 @@ def test_requests_to_save_reach_two_processes_through_their_launcher(tmp_path):
         _, errors = process.communicate(timeout=100)
     assert process.returncode == 143, errors
     first, second, _ = sorted(path.name for path in checkpoints.iterdir())
-    assert first == "step-00000001" and second > "step-00000003"
+    # a step's line comes before its boundary, so that the request may be met at the very step that was waited for
+    assert first == "step-00000001" and second >= "step-00000003"
 
 
 def until_said(process, beginning):
