@@ -27,6 +27,8 @@ class OpenContext:
     """Which of the run's processes this is; the first is 0."""
     num_ranks: int = 1
     """How many processes the run has."""
+    max_staleness: int = 0
+    """How many versions of the policy a completion may be behind (rollout.max_staleness)."""
     environment_timeout: float = 60.0
     """Seconds that an environment may take to answer (rollout.environment_timeout)."""
     config_dir: Path = Path()

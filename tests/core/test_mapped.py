@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.end_to_end.steps import make_run, prepare_folder
+from tests.faults.inject import BufferedSource
 from truing.config.classes import ModelConfig
 from truing.errors import ModelError
 from truing.model import mapped
@@ -19,6 +22,7 @@ from truing.model.loading import load_model
 from truing.model.mapped import detach_from_files, own
 from truing.model.precomputed import Precomputed
 from truing.testing import tiny_model, tiny_tokenizer
+from truing.train.saving import Saver, _take_over
 
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks the kernel what is mapped")
 
@@ -130,3 +134,16 @@ def test_weights_that_change_while_they_are_loaded_are_named(folder: Path, monke
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", disturbed)
     with pytest.raises(ModelError, match=r"model\.name: .*\.safetensors changed while it was being read: it had .* bytes of"):
         load_model(ModelConfig(name=str(folder)), Path(), trained=True)
+
+
+@linux
+def test_a_rollout_buffer_does_not_depend_on_the_checkpoint_that_it_came_from(tmp_path: Path) -> None:
+    prepare_folder(tmp_path)
+    run = make_run(tmp_path, "run", dtype="float32", max_steps=3)
+    run, held = attrs.evolve(run, source=BufferedSource([], per_step=2)), torch.arange(6)
+    run.source.load({"used": 2}, {"held": held.clone()})
+    run.state.step = 1
+    path = Saver(run).save(wait=True)
+    assert _take_over(run, path) is None
+    spoil(path / "source.safetensors")
+    assert run.source.tensors()["held"].equal(held)

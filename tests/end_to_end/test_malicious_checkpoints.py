@@ -186,6 +186,13 @@ def test_more_processes_than_there_are_cannot_be_asked_for(good, checkpoint):
         _take_over(good[0], checkpoint)
 
 
+def test_weights_that_were_spread_over_processes_are_not_read_as_whole_ones(good, checkpoint):
+    reseal(checkpoint, sharded=True)
+    message = r"is of weights that were spread over processes \(FSDP\), and here they are not; start as that run was started"
+    with pytest.raises(ConfigError, match=message):
+        _take_over(good[0], checkpoint)
+
+
 def test_the_run_directory_is_not_left(good):
     run, _ = good
     names = {path.name for path in run.run_dir.path.parent.iterdir()}

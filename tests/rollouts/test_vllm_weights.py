@@ -16,10 +16,11 @@ from peft import LoraConfig, get_peft_model
 from tests.rollouts.fake_http import Reply
 from tests.rollouts.fake_vllm import FakeVllm
 from tests.rollouts.helpers import FLOAT32, moved, plain_logps, request_of, rig
-from truing import OpenContext, RolloutError
+from truing import ConfigError, OpenContext, RolloutError
 from truing.testing import FakeWeights, fake_context, tiny_model
 from truing_vllm import ServeSettings, VllmRollout
 from truing_vllm.faults import BadAnswerError, StaleError
+from truing_vllm.fleet import Fleet
 from truing_vllm.opening import open_live
 from truing_vllm.probe import Probe
 from truing_vllm.trainer import WeightFiles
@@ -209,6 +210,35 @@ def test_a_server_that_starts_again_between_requests_gets_the_weights(tmp_path):
         assert agrees(run)
 
 
+def test_a_server_that_starts_again_after_the_probe_is_not_taken_for_proven(tmp_path, monkeypatch):
+    check, restarts = Probe.check, [True]
+
+    async def check_then_restart(self, *args, **named):
+        await check(self, *args, **named)
+        if restarts.pop() if restarts else False:
+            run.fake.die()
+            run.fake.restart()
+
+    with rig(tmp_path) as run:
+        monkeypatch.setattr(Probe, "check", check_then_restart)
+        moved(run.policy)
+        run.live.update_weights(5, FakeWeights(run.policy))
+        assert run.fake.calls.count("/update_weights") == 2 and agrees(run)
+
+
+def test_a_watch_that_fails_ends_what_it_watches_over(tmp_path, monkeypatch):
+    async def fail(self, server):
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr("truing_vllm.fleet.WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(Fleet, "_look_after", fail)
+    message = "what looks after the vLLM servers failed: KeyError.*please report it"
+    with rig(tmp_path) as run, pytest.raises(RolloutError, match=message):
+        run.live.update_weights(5, FakeWeights(run.policy))
+        run.fake.hangs = True
+        run.live.submit(request_of()).result(20)
+
+
 def test_a_server_with_another_runs_weights_gets_ours(tmp_path):
     with rig(tmp_path) as run:
         run.live.update_weights(5, FakeWeights(run.policy))
@@ -260,6 +290,18 @@ def test_an_adapter_is_pushed_alone_under_a_name_of_its_version(tmp_path):
             assert torch.allclose(torch.tensor(one.token_logps), plain_logps(run.policy, one), atol=1e-4)
         assert [name.split("-v")[1] for name in run.fake.state.adapters] == ["2", "3"]
         assert "/pause" not in run.fake.calls and "gets the adapter alone" in run.live.about
+
+
+def test_as_many_adapters_are_held_as_completions_may_be_behind(tmp_path):
+    context = attrs.evolve(lora_context(tmp_path), max_staleness=2)
+    with rig(tmp_path, context=context, serve=ServeSettings(dtype="float32", max_loras=3)) as run:
+        assert run.live.adapter_alone
+    message = "rollout.serve.max_loras is 2, and with rollout.max_staleness 2 completions of 3 versions .* set it to 3 or more"
+    with (
+        pytest.raises(ConfigError, match=message),
+        rig(tmp_path, context=context, serve=ServeSettings(dtype="float32", max_loras=2)),
+    ):
+        pass
 
 
 def test_an_adapter_goes_through_the_folder_for_weights_where_one_is_named(tmp_path):

@@ -63,6 +63,7 @@ class RolloutSource:
     def _open(self, run: Run) -> None:
         config = run.config
         assert config.rollout is not None
+        staleness, backend = config.rollout.max_staleness, config.rollout.backend.name
         context = OpenContext(
             tokenizer=run.state.tokenizer,
             device=run.accelerator.device,
@@ -71,11 +72,11 @@ class RolloutSource:
             models={"policy": run.state.model},
             rank=run.accelerator.process_index,
             num_ranks=run.accelerator.num_processes,
+            max_staleness=staleness,
             config_dir=config.base_dir,
         )
         live = open_rollout(config.rollout, context)
         self._opened.callback(live.close)
-        staleness, backend = config.rollout.max_staleness, config.rollout.backend.name
         if staleness and not is_concurrent(live):
             raise ConfigError(
                 f"rollout.max_staleness is {staleness}, and {backend} cannot sample while the policy trains; set it to 0, or "
@@ -91,7 +92,7 @@ class RolloutSource:
         self._log = RolloutLog(run, self.prompts, self.plan, rewards.names, weights, of_method)
         self._sampler = Sampler(
             live=live,
-            backend=config.rollout.backend.name,
+            backend=backend,
             rewards=rewards,
             worths=of_method,
             tokenizer=run.state.tokenizer,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from typing import Any
 
 import attrs
 
@@ -46,6 +47,8 @@ class _Course:
 
     asked: float = 0.0
     failures: int = 0
+    deaths: int = 0
+    """How often a server was gone while it worked on the request."""
     trouble: float | None = None
     """Since when no server took the request."""
     hung: set[Server] = attrs.field(factory=set)
@@ -71,8 +74,9 @@ class Fleet:
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     """Set whenever a server came back, or nothing goes on."""
     _asking: set[asyncio.Task[Completion]] = attrs.field(factory=set, init=False)
-    _revivals: set[asyncio.Task[None]] = attrs.field(factory=set, init=False)
-    _watch: asyncio.Task[None] | None = attrs.field(default=None, init=False)
+    _beside: set[asyncio.Task[None]] = attrs.field(factory=set, init=False)
+    """What looks after servers while completions are asked for."""
+    _watched: bool = attrs.field(default=False, init=False)
 
     async def complete(self, request: RolloutRequest) -> tuple[Completion, ...]:
         """Return the completions of a request in the order of its seeds. Raises RolloutError where no server can be used."""
@@ -129,7 +133,11 @@ class Fleet:
             return course.failures >= TRIES
         if not isinstance(fault, BusyError):
             self._lost(server)
-        if course.trouble is None or self._was_taken(fault, course):
+        if self._was_taken(fault, course):
+            course.trouble, course.deaths = None, course.deaths + 1
+            if course.deaths >= TRIES:
+                return True
+        if course.trouble is None:
             course.trouble = self._now()
         if self._now() - course.trouble > self.timeout:
             raise RolloutError(f"no vLLM server could be used for {self.timeout:.0f} s; the last: {fault}") from fault
@@ -137,7 +145,7 @@ class Fleet:
 
     def _was_taken(self, fault: ServerFault, course: _Course) -> bool:
         """Return whether a server worked on the request before it failed: longer than a connection takes that never comes about."""
-        return not isinstance(fault, StaleError) and self._now() - course.asked > CONNECT_SECONDS
+        return isinstance(fault, UnreachableError) and self._now() - course.asked > CONNECT_SECONDS
 
     def _was_late(self, fault: LateError, server: Server, course: _Course) -> bool:
         """Return whether it is this request that takes too long: the server answered others since, or once it was looked at."""
@@ -200,9 +208,19 @@ class Fleet:
         """Ask a server nothing until it was seen to be there with the right weights."""
         if server.up:
             server.up = False
-            task = asyncio.ensure_future(self._revive(server))
-            self._revivals.add(task)
-            task.add_done_callback(self._revivals.discard)
+            self._start(self._revive(server))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start what looks after servers; where it fails by a fault of ours, nothing goes on, rather than unwatched."""
+        task = asyncio.ensure_future(work)
+        self._beside.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._end(RolloutError(f"what looks after the vLLM servers failed: {error!r}; a fault of Truing's, please report it"))
 
     async def _revive(self, server: Server) -> None:
         attempt = 0
@@ -273,7 +291,9 @@ class Fleet:
         Raises RolloutError where one that is there does not take them, or none is there.
         """
         self.update, self.probe = update, probe
-        self._watch = self._watch or asyncio.ensure_future(self._keep_watch())
+        if not self._watched:
+            self._start(self._keep_watch())
+            self._watched = True
         there = [server for server in self.servers if server.up]
         results = await asyncio.gather(*map(self._install, there), return_exceptions=True)
         problem = ""

@@ -12,7 +12,7 @@ import attrs
 import psutil
 from peft import PeftModel
 
-from truing import OpenContext, SetupError
+from truing import ConfigError, OpenContext, SetupError
 from truing.threads import running_loop
 from truing.train.ranks import together
 from truing_vllm.address import FILE, TOKEN_VARIABLE, Address, read_entries
@@ -28,6 +28,8 @@ def open_live(settings: VllmRollout, context: OpenContext) -> LiveVllm:
     """Return the live backend, when a server is healthy. Raises SetupError, ConfigError, RolloutError."""
     merged, is_adapter = why_merged(context, settings.serve), isinstance(context.models["policy"], PeftModel)
     adapter_alone = is_adapter and merged is None
+    if adapter_alone:
+        _require_room(settings.serve.max_loras, context.max_staleness)
     with ExitStack() as opened:
         gone = None
         if settings.mode == "spawn":
@@ -42,6 +44,14 @@ def open_live(settings: VllmRollout, context: OpenContext) -> LiveVllm:
         live.wait_until_there()
         live.held = opened.pop_all()
     return live
+
+
+def _require_room(max_loras: int, staleness: int) -> None:
+    if max_loras <= staleness:
+        raise ConfigError(
+            f"rollout.serve.max_loras is {max_loras}, and with rollout.max_staleness {staleness} completions of {staleness + 1} "
+            f"versions of the adapter are under way at once; set it to {staleness + 1} or more, and start servers anew with it"
+        )
 
 
 def find_addresses(settings: VllmRollout, run_dir: Path) -> list[Address]:

@@ -31,7 +31,7 @@ class ServeSettings:
     max_model_len: int | None = setting(None, gt=0, help="Most tokens of prompt and completion; null is the model's.")
     enable_prefix_caching: bool = setting(True, help="Compute a prompt once for all of its completions.")
     enforce_eager: bool = setting(False, help="Do not compile or capture graphs: quicker to start, slower to sample.")
-    max_loras: int = setting(4, gt=0, help="Versions of an adapter held at once; more than rollout.max_staleness + 1.")
+    max_loras: int = setting(4, gt=0, help="Versions of an adapter held at once; at least rollout.max_staleness + 1.")
     args: tuple[str, ...] = setting((), help="Further arguments for `vllm serve`, word by word.")
     start_timeout: float = setting(900.0, gt=0, help="Seconds within which the server must be healthy.")
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import attrs
 
 from truing_vllm.connection import Connection
-from truing_vllm.faults import BadAnswerError, RefusedError
+from truing_vllm.faults import BadAnswerError, RefusedError, StaleError
 from truing_vllm.labels import Label
 
 
@@ -75,7 +75,12 @@ class WholeWeights:
         await connection.post("/resume", {}, seconds=seconds)
 
     async def confirm(self, connection: Connection, label: Label, *, seconds: float) -> None:
-        """Name the weights anew, as proven."""
+        """Name the weights anew, as proven. Raises StaleError where the server has others since."""
+        said = await label_text(connection, seconds=seconds)
+        if said != str(label):
+            raise StaleError(
+                f"{connection} has weights {said!r} after it was given {label}: it was started again, or has two users"
+            )
         proven = attrs.evolve(label, proven=True)
         await connection.post("/update_weight_version", {"new_version": str(proven)}, seconds=seconds)
 
