@@ -334,6 +334,13 @@ def test_extra_columns_are_kept_for_rewards_and_dropped_elsewhere() -> None:
     assert trees_of(rows)[0][0].columns == {}
 
 
+class Picture:
+    """Shows its address as pictures of PIL do."""
+
+    def __str__(self) -> str:
+        return f"<Picture at 0x{id(self):X}>"
+
+
 def test_the_fingerprint_of_prompts_changes_with_what_rewards_read() -> None:
     def prints(*answers: object) -> str:
         rows = [pair(answer=answer) for answer in answers]
@@ -342,6 +349,8 @@ def test_the_fingerprint_of_prompts_changes_with_what_rewards_read() -> None:
     assert prints("1", None) == prints("1", None)
     assert len({prints("1", None), prints("2", None), prints(None, "1"), prints("1", [1])}) == 4
     assert prints(object(), b"x") == prints(object(), b"x") != prints(object(), b"y")
+    assert prints([Picture()]) == prints([Picture()]), "an address differs from process to process, however it is written"
+    assert prints({"a", "b"}) == prints({"b", "a"}) != prints({"a"})
 
 
 def test_the_fingerprint_changes_with_anything_that_training_reads() -> None:

@@ -198,3 +198,17 @@ def test_log_probabilities_alone(monkeypatch, kept):
     found, expected = (torch.autograd.grad((weights[0] * one.logps).sum(), inputs) for one in (scores, plain))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
+
+
+@pytest.mark.parametrize("kept", [0, 10**9])
+def test_under_bf16_a_likely_target_is_still_pulled_up(monkeypatch, kept):
+    """With p = 0.9986 its gradient is 1 - p = 0.0014 of its own row: bf16 rounds p to 1, or to 0.996."""
+    monkeypatch.setattr(head_module, "KEPT_BYTES", kept)
+    linear = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    hidden, target = torch.full((1, 1), 6.5625, requires_grad=True), torch.zeros(1, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = score_tokens(hidden, target, Head(linear), Needs.NOTHING)
+    (gradient,) = torch.autograd.grad(scores.logps.sum(), hidden)
+    assert gradient.item() == pytest.approx(1 - torch.tensor(6.5625).sigmoid().item(), rel=0.01)

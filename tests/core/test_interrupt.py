@@ -6,14 +6,14 @@ import itertools
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from truing.train import loop
-from truing.train.interrupt import InterruptSignal
+from truing.train.interrupt import InterruptSignal, Stopped
 
 
 def ranks(count, gather=lambda noted: noted):
@@ -146,3 +146,29 @@ def stopped_at(instant, interrupt):
     finally:
         sys.settrace(before)
     return bool(sent), [*answers, interrupt.received(ranks(1))]
+
+
+def test_a_launched_process_takes_the_echo_of_a_stop_for_the_stop(monkeypatch):
+    """Its launcher hands on what both were sent; a second signal, later, acts at once."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with noting() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.received(ranks(1)) == signal.SIGINT
+        monkeypatch.setattr("truing.train.interrupt.ECHO_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_something_is_opened_ends_that_at_once(number):
+    with noting() as interrupt, pytest.raises(Stopped) as stopped, interrupt.raised():
+        signal.raise_signal(number)
+    assert stopped.value.exit_code == 128 + number
+    assert str(stopped.value) == f"stopped by {signal.Signals(number).name} before the first step; there was nothing to save"
+
+
+def test_a_stop_that_python_drops_ends_what_is_opened_after_it():
+    """As it does with an exception within a destructor."""
+    with noting() as interrupt, pytest.raises(Stopped), interrupt.raised(), suppress(Stopped):
+        signal.raise_signal(signal.SIGTERM)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
 
 from tests.end_to_end.steps import make_run, prepare_folder
 from truing.errors import ConfigError
@@ -191,6 +192,23 @@ def test_weights_that_were_spread_over_processes_are_not_read_as_whole_ones(good
     message = r"is of weights that were spread over processes \(FSDP\), and here they are not; start as that run was started"
     with pytest.raises(ConfigError, match=message):
         _take_over(good[0], checkpoint)
+
+
+def test_a_lack_of_memory_is_no_damage(good, checkpoint, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(good[0].state), "load", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        _take_over(good[0], checkpoint)
+
+
+def test_a_checkpoint_that_one_process_may_yet_refuse_changes_no_log(good, checkpoint):
+    log = good[0].run_dir.path / "metrics.jsonl"
+    log.write_text('{"step": 7}\n')
+    assert _take_over(good[0], checkpoint) is None
+    assert log.read_text() == '{"step": 7}\n'
+    log.unlink()
 
 
 def test_the_run_directory_is_not_left(good):

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.end_to_end.steps import make_run, prepare_folder
 from tests.end_to_end.test_malicious_checkpoints import Bomb
-from truing.config import dump_config
 from truing.errors import ConfigError
 from truing.train.checkpoint.files import seal_of
 from truing.train.checkpoint.manifest import read_sealed, sealed
@@ -25,7 +24,7 @@ from truing.train.skipped import keep_skipped, read_skipped
 from truing.train.state import random_state
 
 WEIGHTS = "weights-00000001.safetensors"
-FILES = ("step-00000001/batch.json", "step-00000001/tensors.safetensors", WEIGHTS)
+FILES = ("step-00000001/batch.json", "step-00000001/tensors.safetensors", "step-00000001/config.yaml", WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,6 @@ def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("malicious-skipped")
     prepare_folder(folder)
     run = make_run(folder, "run", dtype="float32", batch_size=4, max_steps=3)
-    run.run_dir.write_config(dump_config(run.config))
     run.state.skipped_in_a_row = 1
     assert keep_skipped(run, ["gradient"], run.source.trees(run), random_state())
     replay(run.run_dir.path, 1, reporter=Reporter(quiet=True))
@@ -114,7 +112,8 @@ def test_weights_elsewhere_are_refused(kept, name):
 def test_a_pickle_under_a_good_name_is_no_pickle_to_us(kept, tmp_path, file):
     (kept / file).write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
     reseal(kept)
-    refused(kept)
+    with pytest.raises(ConfigError, match="step-00000001 cannot be read: |config.yaml:1: byte 0x80 is not UTF-8"):
+        replay(kept.parent, 1, reporter=Reporter(quiet=True))
 
 
 def test_weights_of_another_model_are_named(kept):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from typing import ClassVar
 
 import attrs
@@ -58,6 +59,23 @@ def test_what_a_failing_backend_costs(tmp_path):
         RolloutError, match="failed on 2 of 8 completions, more than .* 0.2 allows; the first failure: out of letters"
     ):
         align(tmp_path / "strict", rollout={"backend": Unsure(), "max_error_rate": 0.2}, max_steps=2)
+
+
+@attrs.frozen(kw_only=True)
+class Stopped(FakeRollout):
+    """Is sent a signal while it starts, which may take minutes."""
+
+    name: ClassVar[str] = "stopped"
+
+    def open(self, context):
+        signal.raise_signal(signal.SIGTERM)
+        return super().open(context)
+
+
+def test_a_stop_while_the_backend_starts_ends_the_run_at_once(tmp_path):
+    with pytest.raises(TruingError, match="stopped by SIGTERM before the first step") as stopped:
+        align(tmp_path / "run", rollout={"backend": Stopped()}, max_steps=2)
+    assert stopped.value.exit_code == 143
 
 
 def test_what_a_reward_costs_that_fails_on_everything(tmp_path, capsys):

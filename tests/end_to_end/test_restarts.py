@@ -73,6 +73,27 @@ def test_a_second_attempt_goes_on_from_the_newest_checkpoint_and_not_the_one_tha
     assert "cannot be resumed" in train(config, f"--resume={first}").stderr
 
 
+def test_a_second_attempt_goes_on_from_a_checkpoint_of_elsewhere_and_not_from_one_of_another_course(tmp_path, attempt):
+    config = write_config(tmp_path, max_steps=4, save_steps=2)
+    assert train(config).exit_code == 0
+    elsewhere = shutil.copytree(tmp_path / "run/checkpoints/step-00000002", tmp_path / "step-00000002")
+    assert train(config, "trainer.learning_rate=0.1", f"output.dir={tmp_path / 'other'}").exit_code == 0
+    shutil.copytree(tmp_path / "other", tmp_path / "run", dirs_exist_ok=True)  # another course, of the same steps
+    attempt("one", 0)
+    assert "2 of 4 steps done" in train(config, f"--resume={elsewhere}").stdout
+    weights = "checkpoints/step-00000002/weights.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (elsewhere / "weights.safetensors").read_bytes()
+    assert (tmp_path / "run" / weights).read_bytes() != (tmp_path / "other" / weights).read_bytes()
+
+
+def test_a_new_run_has_no_completions_of_a_start_that_failed_in_its_first_step(tmp_path):
+    config = write_config(tmp_path, max_steps=1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/completions.jsonl").write_text('{"step": 0}\n')
+    assert train(config).exit_code == 0
+    assert (tmp_path / "run/completions.jsonl").read_text() == ""
+
+
 def test_what_a_second_attempt_goes_on_from(tmp_path, attempt):
     run_dir, asked = RunDir(tmp_path / "run"), tmp_path / "elsewhere/checkpoints/step-00000002"
     run_dir.path.mkdir()

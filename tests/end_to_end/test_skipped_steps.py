@@ -19,7 +19,7 @@ from tests.end_to_end.helpers import write_config
 from tests.end_to_end.steps import make_run, prepare_folder
 from truing.cli import main
 from truing.errors import ConfigError
-from truing.train.guard import ENOUGH, judge
+from truing.train.guard import ENOUGH, judge, take_state
 from truing.train.run_dir import RunDir
 from truing.train.skipped import keep_skipped, read_skipped
 from truing.train.state import random_state
@@ -143,6 +143,37 @@ def test_an_fp16_overflow_is_not_kept_and_its_error_names_no_replay(last):
     assert error.endswith("or look at the samples named above") and not last.run_dir.skipped.exists()
 
 
+def test_in_fp16_the_step_after_one_left_out_is_as_any(last, monkeypatch):
+    """The scaler notes that it has unscaled a gradient until it is updated, which a step does that is taken."""
+    scaler = last.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    last.accelerator._optimizers.clear()
+    last.state.optimizer = last.accelerator.prepare(last.state.optimizer.optimizer)
+    clip, judged = last.accelerator.clip_grad_norm_, iter([["loss"], []])
+
+    def unscale_and_clip(*arguments):  # accelerate does so on a GPU
+        scaler.unscale_(last.state.optimizer.optimizer)
+        return clip(*arguments)
+
+    monkeypatch.setattr(last.accelerator, "clip_grad_norm_", unscale_and_clip)
+    monkeypatch.setattr("truing.train.step.judge", lambda run, finite, norm: next(judged))
+    before = {name: weight.clone() for name, weight in last.state.weights().items()}
+    assert "not finite: loss" in end_of(last)
+    assert all(weight.equal(before[name]) for name, weight in last.state.weights().items())
+    train_step(last)
+    assert not all(weight.equal(before[name]) for name, weight in last.state.weights().items())
+    assert scaler.get_scale() == 8.0
+
+
+@pytest.mark.parametrize("bad", [torch.tensor([1.0, torch.nan]), [1.0, [float("inf")]], float("nan")], ids=str)
+def test_a_methods_state_that_is_not_finite_is_not_taken_over(last, monkeypatch, bad):
+    said = []
+    monkeypatch.setattr(last.reporter, "warn", said.append)
+    take_state(last, {"mean": 1.0, "name": "a", "many": [1.0]})
+    take_state(last, {"mean": 2.0, "name": "b", "many": bad})
+    assert last.state.loss_state == {"mean": 1.0, "name": "a", "many": [1.0]}
+    assert said == ["step 1: the state that dpo returned is not finite; it goes on with the one before"]
+
+
 def test_a_step_that_the_disk_does_not_take_costs_its_record_alone(last, monkeypatch):
     monkeypatch.setattr("truing.train.step.judge", lambda run, finite, norm: ["gradient"])
     assert end_of(last).endswith(f"; truing replay {last.run_dir.path} 1 computes one again")
@@ -168,6 +199,17 @@ def test_a_step_left_out_again_after_a_resume_is_replayed_with_the_weights_of_th
     logged = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert loss_of_replay(run) == pytest.approx(logged[2], rel=1e-4)
     assert abs(logged[2] - first) > 0.01
+
+
+def test_a_step_is_computed_again_by_the_settings_that_it_had(tmp_path, monkeypatch):
+    """A resume may change them, and what it writes down."""
+    monkeypatch.setattr("truing.train.step.judge", lambda run, finite, norm: ["gradient"] if run.state.step == 2 else [])
+    config, run = write_config(tmp_path, max_steps=3, save_steps=3), tmp_path / "run"
+    assert truing("train", config).exit_code == 0
+    before = loss_of_replay(run)
+    done = truing("train", config, "method.beta=5", "--resume")
+    assert done.exit_code == 0, done.output
+    assert "beta: 5" in (run / "config.yaml").read_text() and loss_of_replay(run) == before
 
 
 def loss_of_replay(run):

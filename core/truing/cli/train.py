@@ -16,6 +16,8 @@ import psutil
 from truing.cli.ranks import die_of_interrupts, hold_requests_to_save
 
 POLL_SECONDS = 0.1
+STEP_SECONDS = 300
+"""What the step under way may take after a signal to stop, before the processes are killed."""
 
 
 @click.command("train")
@@ -57,6 +59,8 @@ def train(
     if num_processes > 1:
         debug = ["--debug"] if context.find_root().params.get("debug") else []
         resuming = [] if resume is None else [f"--resume={resume}"]
+        # a stop has the step under way to wait for, and then a save; the launcher's own patience is 30 seconds
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(loaded.trainer.save_timeout) + STEP_SECONDS))
         context.exit(_launch(num_processes, max_restarts, [*debug, "train", str(config), *overrides, *resuming]))
     die_of_interrupts()
     from truing.train.loop import train as run
@@ -117,6 +121,8 @@ def _launch(processes: int, restarts: int, arguments: list[str]) -> int:
         )
         return 128 - int(failure.exitcode)
     except SignalException as error:
+        for process in _launched():  # there are some after a second signal, which ends all at once
+            process.kill()
         return 128 + int(error.sigval)
     return 0
 

@@ -160,7 +160,9 @@ def collate(trees: Sequence[PromptTree], forward: Forward, *, with_ends: bool = 
         if not tree.prompt_ids:
             raise ValueError(f"sample {tree.sample_id} has no prompt token; at least one must precede a completion")
         if not all(branch.token_ids for branch in tree.branches):
-            raise ValueError(f"sample {tree.sample_id} has a branch without a token; drop it, or lower what it was cut to")
+            raise ValueError(
+                f"sample {tree.sample_id} has a branch without a token; drop it, or raise trainer.max_length, to which it was cut"
+            )
     unread = None if with_ends else -1
     inputs = [[branch.token_ids[:unread] for branch in tree.branches] for tree in trees]
     placement = place(trees, inputs, forward)

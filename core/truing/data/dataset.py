@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -155,10 +156,15 @@ class TreeDataset:
         return digest.hexdigest()
 
 
+_ADDRESS = re.compile("0x[0-9a-fA-F]{6,}")
+
+
 def _shown(value: Any) -> str:
     """Return the text of a value that JSON has not, or its type where the text would be another in each process."""
-    text, address = str(value), hex(id(value))
-    return type(value).__qualname__ if address in text else text
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(map(_shown, value)))
+    text = str(value)
+    return type(value).__qualname__ if _ADDRESS.search(text) else text
 
 
 def tree_to_json(tree: PromptTree, tokenizer: PreTrainedTokenizerBase, text: str | None = None) -> dict[str, Any]:

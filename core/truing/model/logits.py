@@ -161,10 +161,11 @@ class Logits:
         The second, [N, 1], is a row's: it is cheaper to scale H numbers than a tile. The first may take the logits' memory.
         """
         row = -self.head.scale * grads.logps.unsqueeze(1)
-        if self.plain and maxima is not None:
-            return logits, row * (maxima - self.lse.unsqueeze(1)).exp_()
         if self.plain:
-            return logits.sub_(self.lse.unsqueeze(1)).exp_(), row
+            if maxima is None:  # not e^(logit - lse): near 1 half precision rounds to 1, and what pulls a likely target up would go
+                maxima = logits.amax(1, keepdim=True)
+                logits.sub_(maxima).exp_()
+            return logits, row * (maxima - self.lse.unsqueeze(1)).exp_()
         gradient = self._smooth_part(logits, grads)
         index, inside = self._locate(columns)
         gradient.scatter_add_(1, index, (grads.logps * inside).unsqueeze(1))

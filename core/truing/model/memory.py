@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,17 +30,22 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def token_budget(
-    policy: Policy, tree: PromptTree, needs: Needs = Needs.NOTHING, *, whole_steps: bool = False, autocast: Autocast = nullcontext
+    policy: Policy,
+    trees: Sequence[PromptTree],
+    needs: Needs = Needs.NOTHING,
+    *,
+    whole_steps: bool = False,
+    autocast: Autocast = nullcontext,
 ) -> int:
     """Return the tokens of a forward whose activations fit beside gradients and Adam's moments: 2^n, or half as many again.
 
-    `tree` is one that the policy can run, and `needs` what is asked of it, under `autocast`; `whole_steps` says that the loss sees
-    them. Measured before gradients and moments exist.
+    `trees` are some that the policy can run, the shortest first, and `needs` what is asked of it, under `autocast`; `whole_steps`
+    says that the loss sees them. Measured before gradients and moments exist.
     """
     device = policy.causal_lm.device
     trained = sum(weight.numel() * weight.element_size() for weight in policy.parameters() if weight.requires_grad)
     logits = 0 if Needs.NO_LOGPS in needs else kept_bytes(device)
-    per_token, fixed = activation_bytes(policy, tree, needs, autocast)
+    per_token, fixed = activation_bytes(policy, trees, needs, autocast)
     room = SHARE * free_bytes(device) - 3 * trained - logits - fixed
     most = MOST_TOKENS_ELSEWHERE if whole_steps else MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
     fitting = max(LEAST_TOKENS, min(most, int(room / per_token)))
@@ -47,17 +54,21 @@ def token_budget(
 
 
 def activation_bytes(
-    policy: Policy, tree: PromptTree, needs: Needs = Needs.NOTHING, autocast: Autocast = nullcontext
+    policy: Policy, trees: Sequence[PromptTree], needs: Needs = Needs.NOTHING, autocast: Autocast = nullcontext
 ) -> tuple[float, float]:
     """Return the bytes that autograd keeps for a position, and those that are the same for any batch: weights that it has cast.
 
-    A model's own weights are left out. A later row, of mismatched branches, has no gradient and is not measured.
+    These are told apart by the first tree, which is the shortest: two of the longest may not fit. Attention that is written out
+    keeps more for a position the longer its row is, so that of all trees the most for a position counts. A model's own weights are
+    left out. A later row, of mismatched branches, has no gradient and is not measured.
     """
     device, with_ends = policy.causal_lm.device, Needs.SCORES in needs
-    once, twice = (collate([tree] * times, policy.layout, with_ends=with_ends).to(device) for times in (1, 2))
-    kept, kept_of_twice = (_kept_bytes(policy, batch, needs, autocast) for batch in (once, twice))
-    measured = (kept_of_twice - kept) / (_positions(twice) - _positions(once))
-    fixed = max(0.0, kept - measured * _positions(once))
+    lots = [[trees[0]], [trees[0]] * 2, *([tree] for tree in trees[1:])]
+    batches = [collate(lot, policy.layout, with_ends=with_ends).to(device) for lot in lots]
+    kept, positions = [_kept_bytes(policy, batch, needs, autocast) for batch in batches], list(map(_positions, batches))
+    measured = (kept[1] - kept[0]) / (positions[1] - positions[0])
+    fixed = max(0.0, kept[0] - measured * positions[0])
+    measured = max(measured, *((bytes_ - fixed) / count for bytes_, count in zip(kept[2:], positions[2:], strict=True)), 0.0)
     if not is_checkpointing(policy.causal_lm):
         return measured, fixed
     config: Any = policy.causal_lm.config.get_text_config()
@@ -87,11 +98,12 @@ def _positions(batch: TreeBatch) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that this process can still get."""
+    """Return the memory that this process can still get; of the machine's, its share where a launcher has started several."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + cached)
-    return min(int(psutil.virtual_memory().available), _cgroup_room())
+    room = min(int(psutil.virtual_memory().available), _cgroup_room())
+    return room // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _cgroup_room() -> int:

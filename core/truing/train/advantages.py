@@ -19,6 +19,7 @@ from truing.errors import PluginError, TruingError, first_line
 from truing.loss import Advantages, Layout, LossInputs, Needs
 from truing.model.policy import PolicyOutput
 from truing.reduce import StepCounts, reduce_term
+from truing.train.guard import take_state
 from truing.train.micro_batches import cut
 from truing.train.run import Run
 
@@ -121,8 +122,8 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
     with naming_the_method(run):
         advantages: Advantages = loss.advantages(inputs)
     _check_advantages(loss, inputs, advantages)
-    if advantages.state is not None and _is_finite(advantages.state):  # else it would spoil every step from here on
-        run.state.loss_state = _moved(advantages.state, run.accelerator.device)
+    if advantages.state is not None:
+        take_state(run, _moved(advantages.state, run.accelerator.device))
     counts = StepCounts.of([whole], Layout.ROLLOUT)
     metrics = {name: float(reduce_term(term, counts)) for name, term in advantages.metrics.items() if counts.has(term.per)}
     paired = run.trained_layout is Layout.PAIRED
@@ -194,11 +195,6 @@ def rollout_inputs(run: Run, trees: Sequence[PromptTree]) -> LossInputs:
         **_moved(run.constants, lengths.device),
         **columns,
     )
-
-
-def _is_finite(state: Mapping[str, Any]) -> bool:
-    numbers = [value for value in state.values() if isinstance(value, (float, Tensor))]
-    return all(bool(torch.as_tensor(number).isfinite().all()) for number in numbers)
 
 
 def _moved(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,22 @@ def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         ends = [end.double() for tensor in some for end in torch.aminmax(tensor)]  # both are NaN where one element is
         return torch.stack(ends).isfinite().all().to(like.device)
     return get_total_norm(some, norm_type=math.inf).isfinite().to(like.device)
+
+
+def take_state(run: Run, state: Mapping[str, Any]) -> None:
+    """Make a method's new state the run's, unless something in it is not finite, which would spoil every step from here on."""
+    if all(map(_is_finite_value, state.values())):
+        run.state.loss_state = dict(state)
+    else:
+        run.reporter.warn(
+            f"step {run.state.step + 1}: the state that {run.loss.name} returned is not finite; it goes on with the one before"
+        )
+
+
+def _is_finite_value(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite_value, value))
+    return not isinstance(value, (float, Tensor)) or bool(torch.as_tensor(value).isfinite().all())
 
 
 def weights_are_finite(run: Run) -> bool:

@@ -55,16 +55,21 @@ def train(
         run = set_up(config, given or Given(), run_dir, resume=bool(resume), reporter=reporter)
         with run.reporter, closing(run.source):
             signal.note_stops()
-            run.source.open(run)
+            with signal.raised():
+                run.source.open(run)
             resume = resumed_from(run_dir, resume)
             if resume:
                 restore(run, None if isinstance(resume, bool) else Path(resume))
+            elif run.accelerator.is_main_process:
+                run_dir.cut_completions(0)  # of a start that did not come to its first checkpoint
             if run.accelerator.is_main_process:  # not before: a resume that is refused leaves what the run was
                 run_dir.begin(launch())
                 run_dir.write_config(dump_config(run.config))
                 run_dir.write_environment(**run.environment)
             start_trackers(run)
             saver = Saver(run)
+            if isinstance(resume, (str, Path)) and not run_dir.store.has(Path(resume)):
+                saver.save(wait=True)  # else a restart would go on from one that is here, of another course
             try:
                 _steps(run, signal, saver)
             except Exception:  # a second signal, which acts at once, is none
@@ -146,9 +151,13 @@ def _evaluates(run: Run) -> bool:
 
 def _lacks_evaluation(run: Run) -> bool:
     """Whether the run resumes where an evaluation was to be, and failed."""
-    of_step = [line for line in run.state.history if line["step"] == run.state.step]
-    lacks = bool(of_step) and _evaluates(run) and not any(name.startswith("eval_") for line in of_step for name in line)
-    return bool(gather_object([lacks])[0])  # the first process has the file
+    if not _evaluates(run):
+        return False
+    lacks = False
+    if run.accelerator.is_main_process:  # which has the file
+        of_step = [line for line in run.state.history if line["step"] == run.state.step]
+        lacks = bool(of_step) and not any(name.startswith("eval_") for line in of_step for name in line)
+    return bool(gather_object([lacks])[0])
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -152,7 +152,7 @@ def with_references(run: Run) -> Run:
                 _keep(found, path, run.reporter)
         else:
             run.reporter.say(f"reference: log-probabilities of {len(trees):,} rows found in {path}")
-        run.state.references[str(path)] = found.seal()
+        run.state.references[path.name] = found.seal()
         return found
 
     reference = take(run.trees)

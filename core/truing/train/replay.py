@@ -31,7 +31,7 @@ from truing.train.objective import examine
 from truing.train.quiet import quiet_libraries
 from truing.train.references import is_other_model
 from truing.train.run import Run
-from truing.train.run_dir import CONFIG, RunDir
+from truing.train.run_dir import RunDir
 from truing.train.setup import Data, set_up
 from truing.train.skipped import NO_WEIGHTS, SkippedStep, read_skipped, unreadable, weights_of
 from truing.train.state import UNREADABLE, check_tensors, restore_random_state
@@ -68,7 +68,7 @@ def replay(path: Path, step: int, *, given: Given | None = None, reporter: Repor
     where nothing is kept of that step, or it is not what was written.
     """
     skipped = read_skipped(RunDir(path).skipped, step)
-    config = load_config(path / CONFIG, registry=Registry.load(), base_dir=skipped.base_dir)
+    config = load_config(skipped.config, registry=Registry.load(), base_dir=skipped.base_dir)
     given = given or Given()
     if config.model.name.startswith("(") and given.model is None:
         raise ConfigError(f"{path}: the run was handed its model; truing.train.replay.replay(..., given=Given(model=...)) takes it")

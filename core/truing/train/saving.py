@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor
 
 from truing.errors import ConfigError, TruingError, first_line
-from truing.model.mapped import own
 from truing.model.reference import Following
 from truing.model.spread import is_spread
 from truing.train.changes import describe_changes, flat_settings
@@ -197,6 +197,9 @@ def restore(run: Run, path: Path | None) -> None:
     for candidate in candidates:
         problem = next((found for found in gather_object([_take_over(run, candidate)]) if found is not None), None)
         if problem is None:
+            if run.accelerator.is_main_process:
+                run.run_dir.rewrite_metrics((candidate / METRICS).read_bytes())
+                run.run_dir.cut_completions(_numbers(candidate)["completions_bytes"])
             run.reporter.say(f"resumed from {candidate}: {run.state.step} of {run.total_steps} steps done")
             break
         if path is not None:
@@ -275,28 +278,32 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
     # more ranks than before cannot all go on where one was
     random = rank % manifest.world_size
     try:
-        numbers = json.loads((path / STATE).read_bytes())
+        numbers = _numbers(path)
         if numbers["step"] != manifest.step:
             raise DamagedError(f"{STATE} is of step {numbers['step']!r}, and the manifest of step {manifest.step}")
         tables = {name: load_file(path / f"{name}.safetensors") for name in (weights, optimizer, "loss_state", "source")}
         reference = _reference(run, path, manifest)
-        run.source.load(numbers["source"], {name: own(tensor) for name, tensor in tables["source"].items()})
-        completions = int(numbers["completions_bytes"])
+        run.source.load(numbers["source"], {name: tensor.clone() for name, tensor in tables["source"].items()})
+        if not isinstance(numbers["completions_bytes"], int):
+            raise DamagedError(f"{STATE} has {numbers['completions_bytes']!r} for the length of completions.jsonl")
         state.load(numbers, tables[weights], tables[optimizer], tables["loss_state"])
         if isinstance(run.reference, Following) and reference is not None:
             run.reference.load(reference)
         restore_random_state(numbers["random"][random], load_file(path / f"random-{random}.safetensors"))
-        metrics = (path / METRICS).read_bytes()
+    except torch.OutOfMemoryError:  # which says nothing of the checkpoint
+        raise
     except UNREADABLE as error:
         raise (
             error if isinstance(error, DamagedError) else DamagedError(f"its state cannot be read ({first_line(error)})")
         ) from error
-    if run.accelerator.is_main_process:
-        run.run_dir.rewrite_metrics(metrics)
-        run.run_dir.cut_completions(completions)
     _warn_of_other_references(run, here)
     state.references = here
     state.tokens_per_batch = run.trainer.max_tokens_per_batch or state.tokens_per_batch
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    numbers: dict[str, Any] = json.loads((path / STATE).read_bytes())
+    return numbers
 
 
 def _reference(run: Run, path: Path, manifest: Manifest) -> dict[str, Tensor] | None:

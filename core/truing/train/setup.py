@@ -38,6 +38,7 @@ from truing.model.score_head import find_score_head, freeze_unread, new_score_he
 from truing.registry import Registry
 from truing.rewards.functions import fed_from
 from truing.rollout.plan import RolloutPlan, completion_limit, plan_of
+from truing.rollout.sampler import STALL_SECONDS
 from truing.train.console import Reporter
 from truing.train.given import Given, Model, Rows
 from truing.train.identity import run_identity
@@ -52,8 +53,8 @@ from truing.train.run_dir import RunDir
 from truing.train.source import DatasetSource, Source
 from truing.train.state import TrainState
 
-BEYOND_SAVES = timedelta(minutes=10)
-"""How much longer than a save may take processes wait for each other."""
+BEYOND_WAITS = timedelta(minutes=10)
+"""How much longer than a save or a completion may take processes wait for each other."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -182,11 +183,12 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 
 def _longest_wait(config: TrainConfig) -> timedelta:
-    """Return how long processes wait for each other: while the first one waits for a save they do so for all of its deadline.
+    """Return how long processes wait for each other: for all of the deadline of a save of the first one, or of completions.
 
     It is not what a lost process costs, which its launcher sees at once.
     """
-    return max(default_pg_timeout, timedelta(seconds=config.trainer.save_timeout) + BEYOND_SAVES)
+    longest = config.trainer.save_timeout if config.rollout is None else max(config.trainer.save_timeout, STALL_SECONDS)
+    return max(default_pg_timeout, timedelta(seconds=longest) + BEYOND_WAITS)
 
 
 def _load(config: TrainConfig, given: Given, data: Data | None, reporter: Reporter) -> tuple[PreTrainedTokenizerBase, Model, Data]:
@@ -333,7 +335,7 @@ def _choose_forward(
     if budget is None:
         fits = token_budget(
             policy,
-            min(probed, key=lambda tree: tree.num_tokens),
+            sorted(probed, key=lambda tree: tree.num_tokens),
             config.method.needs,
             whole_steps=sees_whole_step(config.method),
             autocast=accelerator.autocast,

@@ -13,6 +13,7 @@ import attrs
 from safetensors.torch import load_file
 from torch import Tensor
 
+from truing.config import dump_config
 from truing.data.layouts import Forward
 from truing.data.stored import stored_trees, tree_numbers, tree_tensors
 from truing.data.tree import PromptTree
@@ -26,6 +27,7 @@ from truing.train.checkpoint.manifest import DamagedError, check_file, read_seal
 from truing.train.checkpoint.tensors import safetensors_chunks
 from truing.train.guard import OPTIMIZER
 from truing.train.run import Run
+from truing.train.run_dir import CONFIG
 from truing.train.state import UNREADABLE, RandomState
 
 BATCH, TENSORS = "batch.json", "tensors.safetensors"
@@ -61,6 +63,8 @@ class SkippedStep:
     """Names within the optimiser's state that were not finite."""
     weights: Path | None
     """The file of those before it; None where they are not kept any more, or never were, for they are spread over ranks."""
+    config: Path
+    """The file of the run's settings then."""
     base_dir: Path
     """The folder that relative names in the configuration refer to."""
 
@@ -83,8 +87,9 @@ def keep_skipped(run: Run, problems: Sequence[str], trees: Sequence[PromptTree],
         path.mkdir(parents=True, exist_ok=True)
         (path / BATCH).unlink(missing_ok=True)  # it is written last, and there is no step without it
         tensors = replace_file(path / TENSORS, safetensors_chunks(_tensors(run, trees, random)))
+        config = replace_file(path / CONFIG, [dump_config(run.config).encode()])  # which a later resume may change
         weights = _keep_weights(run)
-        files = {name: attrs.asdict(seal) for name, seal in {TENSORS: tensors, **weights}.items()}
+        files = {name: attrs.asdict(seal) for name, seal in {TENSORS: tensors, CONFIG: config, **weights}.items()}
         numbers |= {"weights": next(iter(weights), None), "files": files}
         replace_file(path / BATCH, [sealed(json.loads(json.dumps(numbers, default=str)))])
     except OSError as error:
@@ -164,7 +169,8 @@ def read_skipped(skipped: Path, step: int) -> SkippedStep:
         raise ConfigError(f"step {step} is not among the steps that {skipped.parent} left out, which are {known}")
     try:
         numbers = read_sealed(path / BATCH)
-        check_file(path / TENSORS, Seal(**numbers["files"][TENSORS]))
+        for name in (TENSORS, CONFIG):
+            check_file(path / name, Seal(**numbers["files"][name]))
         tensors = load_file(path / TENSORS)
         return SkippedStep(
             step=step,
@@ -173,6 +179,7 @@ def read_skipped(skipped: Path, step: int) -> SkippedStep:
             random=(numbers["random"], _below(tensors, "random.")),
             reference_logps=tensors.get("reference_logps"),
             weights=_weights(skipped, numbers),
+            config=path / CONFIG,
             base_dir=Path(numbers["base_dir"]),
             **{name: numbers[name] for name in ("problems", "forward", "flash", "own_logits", "tokens_per_batch", "damaged_state")},
         )

@@ -61,7 +61,7 @@ class TrainState:
     recent_norms: list[float] = attrs.field(factory=list, repr=False)
     """Gradient norms of the last good steps, which a spike is a spike against."""
     references: dict[str, str] = attrs.field(factory=dict, repr=False)
-    """Hashes of the precomputed references' log-probabilities, by the files that hold them."""
+    """Hashes of the precomputed references' log-probabilities, by the names of the files that hold them."""
     optimizer: Optimizer | None = attrs.field(default=None, repr=False)
     scheduler: LRScheduler | None = attrs.field(default=None, repr=False)
     scaler: GradScaler | None = attrs.field(default=None, repr=False)

@@ -16,7 +16,7 @@ from truing.data.tree import PromptTree, Trees, in_chunks
 from truing.errors import PluginError
 from truing.model.spread import whole
 from truing.reduce import StepCounts, add_shares
-from truing.train.guard import GRADIENT, OPTIMIZER, SPIKE, judge
+from truing.train.guard import GRADIENT, OPTIMIZER, SPIKE, judge, take_state
 from truing.train.micro_batches import MicroBatch, cut
 from truing.train.objective import add_finite, loss_shares, make_objectives
 from truing.train.rollouts import RolloutSource
@@ -76,7 +76,7 @@ def train_step(run: Run, trees: Sequence[PromptTree] | None = None) -> StepResul
     if not problems:
         run.state.skipped_in_a_row = 0
         if result.loss_state is not None:
-            run.state.loss_state = result.loss_state
+            take_state(run, result.loss_state)
     else:
         result.ends_for = _skip(run, problems, trees, random)
     return result
@@ -92,8 +92,12 @@ def _step_on_nothing(run: Run) -> StepResult:
 
 def _measured(run: Run) -> dict[str, Tensor]:
     """Return this rank's share of what the source measured, which every rank has."""
-    device, ranks = run.accelerator.device, run.accelerator.num_processes
-    return {name: torch.tensor(value / ranks, device=device) for name, value in run.source.metrics.items()}
+    values = run.source.metrics
+    if not values:
+        return {}
+    shares = torch.tensor([value / run.accelerator.num_processes for value in values.values()])
+    # at once, and without waiting for the device, which has the backward to do
+    return dict(zip(values, shares.to(run.accelerator.device, non_blocking=True).unbind(), strict=True))
 
 
 def accumulate_gradients(run: Run, trees: Sequence[PromptTree]) -> StepResult:
@@ -117,6 +121,7 @@ def accumulate_gradients(run: Run, trees: Sequence[PromptTree]) -> StepResult:
                 loss = run.wrapped(batch, objective.needs, objective=objective)
             # accelerate averages gradients over ranks, and the counts are those of all ranks
             accelerator.backward(loss * micro_batch.weight * accelerator.num_processes)
+            del loss  # and what its graph holds, before the next forward
         add_shares(result.metrics, {name: share * micro_batch.weight for name, share in objective.shares.items()})
         add_finite(result.finite, objective.finite)
         result.add(batch)
@@ -136,6 +141,8 @@ def _update(run: Run, problems: Sequence[str]) -> None:
     assert state.optimizer is not None and state.scheduler is not None
     if not problems or _is_overflow(run, problems):
         state.optimizer.step()
+    elif (scaler := run.accelerator.scaler) is not None:
+        scaler.update(scaler.get_scale())  # the same scale; else it takes the next gradient for one that it has unscaled already
     state.optimizer.zero_grad()
     state.scheduler.step()
 

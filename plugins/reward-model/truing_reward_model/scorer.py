@@ -111,6 +111,6 @@ class Scorer:
             self.policy.requires_grad_(True)  # the probe compares gradients too
             with torch.enable_grad():
                 choose_forward(self.policy, [by_length[-1], by_length[len(by_length) // 2]], "auto")
-                self._budget = token_budget(self.policy, by_length[0], NEEDS)
+                self._budget = token_budget(self.policy, by_length[:1], NEEDS)
             self.policy.requires_grad_(False).eval()
         return self._budget

@@ -22,7 +22,7 @@ _DRAFT, _REPLACED, _SUPERSEDED, _DELETED = ".writing-", ".replaced-", ".supersed
 
 
 class CheckpointError(TruingError):
-    """A checkpoint cannot be written; those before it are as they were."""
+    """A checkpoint cannot be written, and those before it are as they were; or none of those that there are can be resumed."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -54,6 +54,10 @@ class CheckpointStore:
         """Return all of them, oldest first, damaged ones too."""
         found = [path for path in self.folder.glob("step-*") if step_of(path) is not None] if self.folder.is_dir() else []
         return sorted(found, key=lambda path: step_of(path) or 0)
+
+    def has(self, path: Path) -> bool:
+        """Whether a checkpoint is one of these."""
+        return any(path.samefile(own) for own in self.checkpoints())
 
     def save(
         self, contents: Contents, *, keep: int | None = None, given_up: Callable[[], bool] = lambda: False, **about: Any
