@@ -54,8 +54,6 @@ class Group:
     """One row for each completion, one column for each reward; NaN where that does not apply."""
     lost: int
     """Completions without a score: the backend failed on them, or a reward did whose failures are left out."""
-    failures: tuple[str, ...] = ()
-    """What the backend said of those that it failed on."""
 
     @property
     def spans(self) -> Iterator[VersionSpan]:
@@ -73,9 +71,13 @@ class Group:
         return [weighted_sum(row, weights) for row in self.rewards]
 
 
-def all_alike(worths: Sequence[float]) -> bool:
-    """Return whether completions are all worth the same, those left out that are worth nothing that is known (NaN)."""
-    return len({worth for worth in worths if worth == worth}) <= 1
+def all_alike(worths: Sequence[float]) -> bool | None:
+    """Return whether completions are all worth the same, those left out that are worth nothing that is known (NaN).
+
+    None where fewer than two are known: there is nothing to compare.
+    """
+    known = [worth for worth in worths if worth == worth]
+    return len(set(known)) == 1 if len(known) > 1 else None
 
 
 def weighted_sum(rewards: Sequence[float], weights: Sequence[float]) -> float:
@@ -93,6 +95,10 @@ class Lot:
     """Groups drawn again because their completions were all worth the same."""
     stale: int = 0
     """Completions dropped because weights that are too old wrote some of them."""
+    drawn: int = 0
+    """Completions that were asked for, those of groups included that were drawn again."""
+    failures: list[str] = attrs.field(factory=list)
+    """What the backend said of those of them that it failed on."""
 
 
 Scored = tuple[list[Completion], tuple[str, ...], Pending]
@@ -174,11 +180,13 @@ class Sampler:
         """Return the groups of what was asked for, in its order, when all are sampled and scored.
 
         A group whose completions are all worth the same teaches nothing and, with `resamplings`, is drawn again until they differ
-        or the tries are used up. One with a token of weights before the version `oldest` is dropped and drawn again. Raises
-        PluginError for a backend that does not answer as it is asked, RolloutError for one that goes on sampling from older
-        weights, and what the backend and the rewards raise.
+        or the tries are used up; not so one of which fewer than two have a worth, for what failed would fail again. One with a
+        token of weights before the version `oldest` is dropped and drawn again. Raises PluginError for a backend that does not
+        answer as it is asked, RolloutError for one that goes on sampling from older weights, and what the backend and the rewards
+        raise.
         """
-        groups, lot = self._groups(asked), Lot()
+        lot = Lot()
+        groups = self._groups(asked, lot)
         for attempt in itertools.count(1):
             stale = [sample for sample, group in groups.items() if group.oldest is not None and group.oldest < oldest]
             if stale and attempt > resamplings + STALE_TRIES:
@@ -192,17 +200,20 @@ class Sampler:
                 break
             lot.stale += sum(len(groups[sample].completions) for sample in stale)
             lot.resampled += len(again) - len(stale)
-            groups |= self._groups(self.ask(asked.prompts, again, asked.count, asked.lot, attempt))
+            groups |= self._groups(self.ask(asked.prompts, again, asked.count, asked.lot, attempt), lot)
         lot.groups = [groups[sample] for sample in asked.requests]
         return lot
 
-    def _groups(self, asked: Asked) -> dict[int, Group]:
+    def _groups(self, asked: Asked, lot: Lot) -> dict[int, Group]:
+        """Return the groups of what was asked for, by sample, and count in `lot` what was drawn for them."""
         try:
             scored = dict(self._submitted(asked) if asked.begun else self._generated(asked))
         except BaseException:
             asked.cancel()
             raise
-        return {sample: _group(sample, asked.count, *scored[sample]) for sample in asked.requests}
+        lot.drawn += asked.count * len(asked.requests)
+        lot.failures += [failure for sample in asked.requests for failure in scored[sample][1]]
+        return {sample: _group(sample, asked.count, scored[sample][0], scored[sample][2]) for sample in asked.requests}
 
     def _submitted(self, asked: Asked) -> Iterator[tuple[int, Scored]]:
         for place, (sample, begun) in enumerate(asked.begun.items()):
@@ -292,7 +303,7 @@ class Sampler:
         )
 
 
-def _group(sample: int, count: int, completions: Sequence[Completion], failures: tuple[str, ...], pending: Pending) -> Group:
+def _group(sample: int, count: int, completions: Sequence[Completion], pending: Pending) -> Group:
     scored = pending.result()
     kept = [index for index, failed in enumerate(scored.failed) if not failed]
     return Group(
@@ -300,7 +311,6 @@ def _group(sample: int, count: int, completions: Sequence[Completion], failures:
         completions=tuple(completions[index] for index in kept),
         rewards=tuple(tuple(NAN if value is None else value for value in scored.values[index]) for index in kept),
         lost=count - len(kept),
-        failures=failures,
     )
 
 

@@ -143,7 +143,7 @@ class RolloutSource:
         started = time.perf_counter()
         lot = self._of_all_ranks(run, self.order.samples(run.state.step), partial(self._next_lot, run))
         groups, sampled = lot.groups, time.perf_counter()
-        errors = self._end_batch(run, groups)
+        errors = self._end_batch(run, lot)
         trees = [tree_of(self.prompts[group.sample_id], group) for group in groups if group.completions]
         learned = self._learned(run, trees) if trees else self._nothing(run, groups)
         self._trees = learned.trees
@@ -184,24 +184,23 @@ class RolloutSource:
                 self._ahead[start] = sampler.ask(self.prompts, share, self.plan.num_generations, f"lot.{start}")
         return sampler.sample(self._ahead.pop(step), resamplings=self._resamplings(run), oldest=step - ahead)
 
-    def _end_batch(self, run: Run, groups: Sequence[Group]) -> dict[str, float]:
-        """Return the error rate of the backend and of each reward.
+    def _end_batch(self, run: Run, lot: Lot) -> dict[str, float]:
+        """Return the error rate of the backend and of each reward, over all completions drawn for the batch, every try included.
 
         Raises RolloutError where the backend's is above what is allowed, and TruingError where a reward's is, on all ranks.
         """
         sampler, rollout = self._sampler, run.config.rollout
         assert sampler is not None and rollout is not None
-        failures = [failure for group in groups for failure in group.failures]
-        asked = sum(group.lost + len(group.completions) for group in groups)
-        if len(failures) > rollout.max_error_rate * asked:
+        failures, drawn = lot.failures, lot.drawn
+        if len(failures) > rollout.max_error_rate * drawn:
             raise RolloutError(
-                f"rollout {sampler.backend!r} failed on {len(failures)} of {asked} completions, more than rollout.max_error_rate "
+                f"rollout {sampler.backend!r} failed on {len(failures)} of {drawn} completions, more than rollout.max_error_rate "
                 f"{rollout.max_error_rate:g} allows; the first failure: {failures[0]}"
             )
         rates = sampler.rewards.end_batch(
             lambda counts: [sum(of_ranks) for of_ranks in zip(*gather_object([list(counts)]), strict=True)]
         )
-        return {"completions/error_rate": len(failures) / max(1, asked), **rates}
+        return {"completions/error_rate": len(failures) / max(1, drawn), **rates}
 
     def _of_all_ranks(self, run: Run, samples: Sequence[int], sample: Callable[[], Lot]) -> Lot:
         """Return the groups of these prompts, of which each rank samples its share, from the policy's weights as they are now."""
@@ -214,6 +213,8 @@ class RolloutSource:
             groups=[by_sample[sample] for sample in samples],
             resampled=sum(lot.resampled for lot in shares),
             stale=sum(lot.stale for lot in shares),
+            drawn=sum(lot.drawn for lot in shares),
+            failures=[failure for lot in shares for failure in lot.failures],
         )
 
     def _push(self, run: Run) -> None:
@@ -228,14 +229,17 @@ class RolloutSource:
         """Return the rewards on held-out prompts, which get the same seeds every time, without a prefix."""
         assert self._sampler is not None and self._log is not None and run.config.rollout is not None
         assert isinstance(prompts, TreeDataset)
-        count, found = self.plan.num_eval_generations, list[Group]()
+        count, found = self.plan.num_eval_generations, Lot()
         for start in range(0, len(prompts), self.plan.prompts):
             some = range(start, min(start + self.plan.prompts, len(prompts)))
-            found += self._of_all_ranks(run, some, partial(self._held_out, run, prompts, _share(run, some))).groups
+            lot = self._of_all_ranks(run, some, partial(self._held_out, run, prompts, _share(run, some)))
+            found.groups += lot.groups
+            found.drawn += lot.drawn
+            found.failures += lot.failures
             run.reporter.alive(run.state.step)
         errors = self._end_batch(run, found)
         weights, passing = self._log.weights, run.config.rollout.pass_reward
-        return {**self._log.metrics(found), **pass_rates(found, weights, count, passing), **errors}
+        return {**self._log.metrics(found.groups), **pass_rates(found.groups, weights, count, passing), **errors}
 
     def _held_out(self, run: Run, prompts: TreeDataset, samples: Sequence[int]) -> Lot:
         assert self._sampler is not None
