@@ -18,6 +18,7 @@ from truing.data.dataset import TreeDataset
 from truing.data.stored import stored_trees, tree_numbers, tree_tensors
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ConfigError, RolloutError
+from truing.loss import Needs
 from truing.model.weight_source import PolicyWeights
 from truing.rewards.runner import RewardRunner
 from truing.rollout.completion import is_concurrent
@@ -52,6 +53,8 @@ class RolloutSource:
     """What is asked for already, by the step that begins with it."""
     _version: int | None = attrs.field(default=None, init=False)
     """Of the weights that the backend has."""
+    _read: Needs = attrs.field(default=Needs.NOTHING, init=False)
+    """What the loss reads."""
     _sampler: Sampler | None = attrs.field(default=None, init=False)
     _log: RolloutLog | None = attrs.field(default=None, init=False)
     _opened: ExitStack = attrs.field(factory=ExitStack, init=False)
@@ -63,6 +66,7 @@ class RolloutSource:
     def _open(self, run: Run) -> None:
         config = run.config
         assert config.rollout is not None
+        self._read = run.needs
         staleness, backend = config.rollout.max_staleness, config.rollout.backend.name
         context = OpenContext(
             tokenizer=run.state.tokenizer,
@@ -256,9 +260,21 @@ class RolloutSource:
         return tree_tensors(self._trees if self._left else [])
 
     def load(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Hold what `numbers` and `tensors` gave."""
+        """Hold what `numbers` and `tensors` gave. Raises ConfigError where steps are left on trees without what the loss reads."""
         self._left, self._metrics = int(numbers["left"]), dict(numbers["metrics"])
         self._trees = stored_trees(numbers["trees"], tensors)
+        sampled = [branch.sampled for tree in self._trees for branch in tree.branches if branch.sampled is not None]
+        for need, name in _MEASURED_ONCE.items():
+            if need in self._read and any(name not in one.columns for one in sampled):
+                raise ConfigError(
+                    f"the checkpoint has {self._left} steps left on completions that were kept without their {name}, which the "
+                    "method reads with the settings that it has now; resume with those that it had before, and change them after "
+                    "these steps, or resume from a checkpoint after which a rollout batch begins (--resume CHECKPOINT)"
+                )
+
+
+_MEASURED_ONCE = {Needs.BEHAVIOR_LOGPS: "behavior_token_logps", Needs.PROXIMAL_LOGPS: "proximal_token_logps"}
+"""What is kept with completions for the steps on them because it cannot be known afterwards."""
 
 
 def _share(run: Run, samples: Sequence[int]) -> Sequence[int]:
