@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 
@@ -238,6 +239,37 @@ def test_what_a_server_raises_reaches_the_one_who_waits():
 
     with pytest.raises(RolloutError, match="the server is gone"):
         sample(sampler(Gone()), [0], 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("choices"), "rollout 'fake' failed: KeyError: 'choices'; mend its code (--debug shows where)"),
+        (TimeoutError("slow"), "rollout 'fake' failed: TimeoutError: slow; mend its code (--debug shows where)"),
+    ],
+)
+@pytest.mark.parametrize("method", ["generate", "submit"])
+@pytest.mark.parametrize("backend", [Backend, Server])
+def test_an_error_of_a_backends_own_names_it(backend, method, error, message):
+    class Broken(backend):
+        pass
+
+    def fail(self, asked):
+        raise error
+
+    setattr(Broken, method if backend is Server else "generate", fail)
+    with pytest.raises(PluginError, match=f"^{re.escape(message)}$"):
+        sample(sampler(Broken()), [0], 2)
+
+
+@pytest.mark.parametrize("backend", [Backend, Server])
+def test_want_of_memory_is_no_fault_of_a_backend(backend):
+    class Large(backend):
+        def generate(self, requests):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        sample(sampler(Large()), [0], 2)
 
 
 def test_giving_up_cancels_what_is_not_begun():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from truing.context import OpenContext
-from truing.errors import ConfigError, RowError
+from truing.errors import ConfigError, RowError, naming
 from truing.rollout.completion import LiveRollout, Rollout, is_concurrent
 from truing.rollout.conversation.trajectory import unlike_the_trainer
 from truing.rollout.environment import Environments
@@ -48,17 +48,18 @@ def misfits(config: RolloutConfig) -> Iterator[tuple[str, str]]:
 def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
     """Return the live backend, or, with an environment or tools, a live rollout whose samples are episodes.
 
-    Raises ConfigError for settings that do not fit each other, and for functions and classes that cannot be found or used.
+    Raises ConfigError for settings that do not fit each other, and for functions and classes that cannot be found or used, and
+    PluginError, naming it, for an error of a backend's own.
     """
     if not acts_in_environment(config) and not config.tools:
-        return config.backend.open(context)
+        return _engine(config, context)
     for key, message in misfits(config):
         raise ConfigError(f"rollout.{key} {message}")
     with ExitStack() as held:
         environments = _open_environments(config, context)
         if environments is not None:
             held.callback(environments.close)
-        engine = config.backend.open(context)
+        engine = _engine(config, context)
         held.callback(engine.close)
         try:
             live = _conversations(config, context, environments, engine, held)
@@ -68,10 +69,16 @@ def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
     return live
 
 
+def _engine(config: RolloutConfig, context: OpenContext) -> LiveRollout:
+    with naming(f"opening rollout {config.backend.name!r}"):
+        return config.backend.open(context)
+
+
 def _open_environments(config: RolloutConfig, context: OpenContext) -> Environments | None:
     backend: Any = config.backend
     if has_environments(backend):
-        own: Environments = backend.open_environments(attrs.evolve(context, environment_timeout=config.environment_timeout))
+        with naming(f"opening the environments of rollout {backend.name!r}"):
+            own: Environments = backend.open_environments(attrs.evolve(context, environment_timeout=config.environment_timeout))
         return own
     if config.environment is None:
         return None

@@ -6,13 +6,14 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import attrs
 
 from truing.data.example import Text
 from truing.data.tree import PromptTree
-from truing.errors import PluginError, RolloutError
+from truing.errors import PluginError, RolloutError, naming
 from truing.rewards.runner import Pending, RewardRunner
 from truing.rollout.completion import (
     Completion,
@@ -101,6 +102,8 @@ class Lot:
     """What the backend said of those of them that it failed on."""
 
 
+Sampled = Future[tuple[Completion, ...]]
+"""A prompt's completions, by a concurrent backend."""
 Scored = tuple[list[Completion], tuple[str, ...], Pending]
 """Of a prompt: the completions, what was said of those that failed, and the scores that are being computed of the others."""
 
@@ -126,15 +129,15 @@ class Asked:
 class Begun:
     """Completions that a concurrent backend works on; they are scored as soon as they are there, whoever waits."""
 
-    def __init__(self, sampled: Future[tuple[Completion, ...]], score: Callable[[Sequence[Completion]], Scored]) -> None:
+    def __init__(self, sampled: Sampled, score: Callable[[Sampled], Scored]) -> None:
         self._sampled = sampled
         self._scored: Future[Scored] = Future()
         self._score = score
         sampled.add_done_callback(self._finish)
 
-    def _finish(self, sampled: Future[tuple[Completion, ...]]) -> None:
+    def _finish(self, sampled: Sampled) -> None:
         try:
-            self._scored.set_result(self._score(sampled.result()))
+            self._scored.set_result(self._score(sampled))
         except (Exception, CancelledError) as error:  # the caller's, in another thread
             self._scored.set_exception(error)
 
@@ -173,7 +176,9 @@ class Sampler:
         asked = Asked(prompts=prompts, count=count, lot=lot, requests=requests)
         if is_concurrent(self.live):
             for sample, request in requests.items():
-                asked.begun[sample] = Begun(self.live.submit(request), functools.partial(self._answered, asked, sample))
+                with self._naming():
+                    sampled = self.live.submit(request)
+                asked.begun[sample] = Begun(sampled, functools.partial(self._answered, asked, sample))
         return asked
 
     def sample(self, asked: Asked, *, resamplings: int = 0, oldest: int = 0) -> Lot:
@@ -240,7 +245,7 @@ class Sampler:
         """Yield each prompt's completions, and the scores that are begun with as soon as all of them are there."""
         by_id = {request.id: sample for sample, request in asked.requests.items()}
         found: dict[int, list[Completion]] = {sample: [] for sample in asked.requests}
-        for completion in self.live.generate(list(asked.requests.values())):
+        for completion in self._answers(list(asked.requests.values())):
             sample = by_id.get(completion.request_id)
             if sample is None:
                 raise self._fault(f"answers {_place(completion)}, which was not asked")
@@ -251,7 +256,16 @@ class Sampler:
         for completions in found.values():
             self._require_all(completions, asked.count)
 
-    def _answered(self, asked: Asked, sample: int, answers: Sequence[Completion]) -> Scored:
+    def _answers(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
+        with self._naming():
+            yield from self.live.generate(requests)
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming(f"rollout {self.backend!r}")
+
+    def _answered(self, asked: Asked, sample: int, sampled: Sampled) -> Scored:
+        with self._naming():
+            answers = sampled.result()
         for place, completion in enumerate(answers):
             self._check(completion, asked.requests[sample], answers[:place])
         self._require_all(answers, asked.count)
