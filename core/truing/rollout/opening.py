@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,26 @@ if TYPE_CHECKING:
 
 EPISODES_LOG = "episodes.log"
 """The file in the run directory with a line for each episode that failed."""
+_OF_EPISODES = ("max_turns", "max_turn_length", "environment_timeout")
 
 
 def acts_in_environment(config: RolloutConfig) -> bool:
     """Return whether episodes are acted out in an environment, which rewards them."""
     return config.environment is not None or has_environments(config.backend)
+
+
+def has_episodes(config: RolloutConfig) -> bool:
+    """Return whether what is sampled are episodes: with an environment or tools."""
+    return acts_in_environment(config) or bool(config.tools)
+
+
+def unread(config: RolloutConfig, names: Iterable[str], without: str) -> Iterator[tuple[str, str]]:
+    """Yield each of these keys of `rollout` that is not its default, and that nothing reads it without what is left out."""
+    fields = attrs.fields_dict(type(config))
+    for name in names:
+        value = getattr(config, name)
+        if value != fields[name].default:
+            yield name, f"is {value}, and nothing reads it without {without}; leave it out, or set that"
 
 
 def has_environments(backend: Rollout) -> bool:
@@ -35,7 +50,8 @@ def has_environments(backend: Rollout) -> bool:
 
 def misfits(config: RolloutConfig) -> Iterator[tuple[str, str]]:
     """Yield each key of `rollout` that does not fit the others, and why."""
-    if not acts_in_environment(config) and not config.tools:
+    if not has_episodes(config):
+        yield from unread(config, _OF_EPISODES, "rollout.environment or rollout.tools")
         return
     if config.environment is not None and has_environments(config.backend):
         message = (
@@ -51,10 +67,10 @@ def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
     Raises ConfigError for settings that do not fit each other, and for functions and classes that cannot be found or used, and
     PluginError, naming it, for an error of a backend's own.
     """
-    if not acts_in_environment(config) and not config.tools:
-        return _engine(config, context)
     for key, message in misfits(config):
         raise ConfigError(f"rollout.{key} {message}")
+    if not has_episodes(config):
+        return _engine(config, context)
     with ExitStack() as held:
         environments = _open_environments(config, context)
         if environments is not None:
