@@ -28,6 +28,11 @@ def test_prompts_with_fewer_than_two_scores_are_in_no_comparison():
     assert found["reward"] == 4 and found["completions/lost"] == 1 + 1 + 2 + 3
 
 
+def test_completions_that_differ_by_rounding_alone_are_worth_the_same():
+    """0.1 + 0.2 is 0.3 and a rounding error."""
+    assert measured([(0.1 + 0.2, 0.3), (0.3, 0.3001)])["frac_reward_zero_std"] == 0.5
+
+
 def test_one_completion_of_each_prompt_has_no_spread():
     found = measured([(1.0,), (2.0,)])
     assert found["reward"] == 1.5 and not {"reward_std", "frac_reward_zero_std"} & found.keys()

@@ -30,6 +30,8 @@ from truing.rollout.plain import plain, well_formed
 from truing.rollout.seeds import seed_of
 
 NAN = float("nan")
+ROUNDING = 1e-6
+"""What two worths may differ by, as a share of the larger one, that are the same but for single precision."""
 STALE_TRIES = 3
 """Times that completions of weights that are too old are drawn again at least, before a backend counts as taking no new ones."""
 STALL_SECONDS = 3600.0
@@ -73,12 +75,14 @@ class Group:
 
 
 def all_alike(worths: Sequence[float]) -> bool | None:
-    """Return whether completions are all worth the same, those left out that are worth nothing that is known (NaN).
+    """Return whether completions are all worth the same but for rounding, without those of which nothing is known (NaN).
 
     None where fewer than two are known: there is nothing to compare.
     """
     known = [worth for worth in worths if worth == worth]
-    return len(set(known)) == 1 if len(known) > 1 else None
+    if len(known) < 2:
+        return None
+    return max(known) - min(known) <= ROUNDING * max(map(abs, known))
 
 
 def weighted_sum(rewards: Sequence[float], weights: Sequence[float]) -> float:
