@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class TruingError(Exception):
@@ -61,3 +63,19 @@ def system_error(error: Exception) -> OSError | None:
 def first_line(error: Exception) -> str:
     """Return, for a message, the type of another library's error and the first line that it says, without its full stop."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip('. ')}"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is used up: by name and text, for torch has its own and is not imported here."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def naming(what: str, said: Callable[[Exception], str] = first_line) -> Iterator[None]:
+    """Turn an error of others' code into a PluginError that says what failed; ours stays as it is, and so does want of memory."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, TruingError) or lacks_memory(error):
+            raise
+        raise PluginError(f"{what} failed: {said(error)}; mend its code (--debug shows where)") from error

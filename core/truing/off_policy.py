@@ -50,13 +50,13 @@ class SamplerCorrection:
     importance_sampling_clip_max: float = setting(3.0, gt=0, help="Largest such ratio.")
     importance_sampling_clip_min: float | None = setting(None, gt=0, help="Smallest such ratio; null is 0.")
 
-    def check_correction(self) -> None:
-        """Raise ValueError for bounds that nothing reads, or that no ratio is between."""
+    def check_correction(self, example: Correction = "sequence_mask") -> None:
+        """Raise ValueError for bounds that nothing reads, or that no ratio is between; `example` is one that the method takes."""
         low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
         if self.importance_sampling_correction == "none":
             for name in ("importance_sampling_clip_max", "importance_sampling_clip_min"):
                 why = "importance_sampling_correction none"
-                refuse_unread(self, name, why, "set that to sequence_mask, for example")
+                refuse_unread(self, name, why, f"set that to {example}, for example")
         if low is not None and low >= high:
             raise ValueError(
                 f"importance_sampling_clip_min is {low:g} and importance_sampling_clip_max {high:g}, so that no ratio is between "

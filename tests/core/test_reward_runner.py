@@ -17,7 +17,7 @@ from tests.core import misbehaviour
 from tests.core.reward_calls import COMPLETIONS, column, entry, run_context, workers_of
 from truing import threads
 from truing.config import RewardEntry
-from truing.errors import ConfigError, DataError, TruingError
+from truing.errors import ConfigError, DataError, PluginError, TruingError
 from truing.rewards import DefaultReward, FunctionReward, as_reward, reward_registry
 from truing.rewards.runner import RewardRunner
 from truing.rewards.sources import source_of
@@ -246,7 +246,8 @@ def test_an_opened_reward_is_opened_once_and_closed_whatever_happens(context):
     log.clear()
     with pytest.raises(KeyboardInterrupt), RewardRunner([RewardEntry(reward=Opened(log=log))], context):
         raise KeyboardInterrupt
-    with pytest.raises(ZeroDivisionError):
+    message = r"^opening reward 'unopenable' failed: ZeroDivisionError: division by zero; mend its code \(--debug shows where\)$"
+    with pytest.raises(PluginError, match=message):
         RewardRunner([RewardEntry(reward=Opened(log=log)), RewardEntry(reward=Unopenable())], context).__enter__()
     assert log[1::2] == ["closed", "closed"]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import attrs
 import pytest
 import torch
@@ -54,6 +56,15 @@ def test_limit_and_end_token(context, text, tokens, reason):
     [completion] = live.generate([ask([5], 1, max_completion_length=4)])
     assert context.tokenizer.decode(completion.token_ids) == tokens
     assert completion.finish_reason == reason
+
+
+def test_an_error_of_the_function_says_where(context, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def draw(model, processing_class, prompts, generation_config=None):\n    return [{}[0]]\n")
+    live = FunctionRollout(name="mine.draw", base_dir=tmp_path).open(context)
+    message = f"rollout function 'mine.draw' failed: {file}:2: KeyError: 0; mend its code (--debug shows where)"
+    with pytest.raises(PluginError, match=f"^{re.escape(message)}$"):
+        list(live.generate([ask([5], 1)]))
 
 
 def test_an_end_token_in_the_text_is_not_doubled(context):

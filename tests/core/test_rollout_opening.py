@@ -10,7 +10,7 @@ import pytest
 from tests.core.conversations import LiveScripted, Scripted, opened
 from tests.core.test_conversation_tools import Desk
 from truing.config import RolloutConfig
-from truing.errors import ConfigError, ModelError
+from truing.errors import ConfigError, ModelError, PluginError
 from truing.rollout import Rollout
 from truing.rollout.opening import open_rollout
 from truing.testing import check_rollout, fake_context
@@ -48,6 +48,23 @@ def test_what_was_opened_is_closed_where_the_rest_cannot_be(tmp_path):
     with pytest.raises(ModelError, match="no engine"):
         open_rollout(RolloutConfig(backend=Failing(say)), fake_context(tmp_path))
     assert desk.closed == 1
+
+
+def test_an_error_of_a_backends_own_names_it(tmp_path):
+    @attrs.frozen
+    class Failing(Scripted):
+        def open(self, context):
+            raise ZeroDivisionError("by nought")
+
+    @attrs.frozen
+    class Homeless(Failing):
+        def open_environments(self, context):
+            raise ZeroDivisionError("by nought")
+
+    for backend, what in ((Failing, "rollout"), (Homeless, "the environments of rollout")):
+        message = f"^opening {what} 'scripted' failed: ZeroDivisionError: by nought; mend its code \\(--debug shows where\\)$"
+        with pytest.raises(PluginError, match=message):
+            open_rollout(RolloutConfig(backend=backend(say)), fake_context(tmp_path))
 
 
 @pytest.mark.parametrize(

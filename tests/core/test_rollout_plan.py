@@ -46,7 +46,12 @@ def test_a_method_on_collected_data_has_none():
     ("rollout", "method", "message"),
     [
         ({"prompts_per_batch": 6}, {}, "prompts_per_batch is 6, and a step has 4 prompts"),
-        ({"prompts_per_batch": 8}, {"num_minibatches": 3}, "which is 2 steps of 4 prompts, and method.num_minibatches 3"),
+        (
+            {"prompts_per_batch": 8},
+            {"num_minibatches": 3},
+            r"^rollout.prompts_per_batch is 8, which is 2 steps of 4 prompts, and the method cuts a pass into 3 \(num_minibatches, "
+            r"of ppo num_mini_batches\); leave one of the two out$",
+        ),
         ({"num_generations": 1}, {"least_generations": 2}, "num_generations is 1, and m compares the completions"),
         (
             {"max_completion_length": 8},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 
@@ -151,6 +152,25 @@ def test_equal_rewards_are_sampled_anew_until_the_tries_are_used_up():
     assert len({tuple(asked) for asked in backend.asked}) == 3, "each attempt has seeds of its own"
 
 
+def test_a_prompt_of_which_fewer_than_two_completions_have_a_score_is_not_sampled_anew():
+    backend = Backend()
+    rewards = Rewards(fails=lambda one: one.prompt == "prompt 0" or one.index > 0, score=lambda one: 1.0)
+    lot = sample(sampler(backend, rewards), [0, 1], 3, resamplings=2)
+    assert (lot.resampled, len(backend.asked), [group.lost for group in lot.groups]) == (0, 1, [3, 2])
+
+
+def test_what_failed_in_groups_that_were_drawn_again_is_counted_with_them():
+    """Three of four completions of the first try are lost of one prompt, one of the other; the latter is drawn twice again."""
+    failing = {"lot.0.0": 3, "lot.0.1": 1}
+    backend = Backend(
+        lambda request, index: (
+            {"finish_reason": "error", "extra": {"error": f"no {index}"}} if index < failing.get(request.id, 0) else {}
+        )
+    )
+    lot = sample(sampler(backend, Rewards(score=lambda one: 1.0)), [0, 1], 4, resamplings=2)
+    assert (lot.drawn, lot.failures, lot.resampled) == (2 * 4 + 2 * 4, ["no 0", "no 1", "no 2", "no 0"], 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -219,6 +239,28 @@ def test_what_a_server_raises_reaches_the_one_who_waits():
 
     with pytest.raises(RolloutError, match="the server is gone"):
         sample(sampler(Gone()), [0], 2)
+
+
+@pytest.mark.parametrize("error", [KeyError("choices"), TimeoutError("slow")], ids=repr)
+@pytest.mark.parametrize(("backend", "method"), [(Backend, "generate"), (Server, "generate"), (Server, "submit")])
+def test_an_error_of_a_backends_own_names_it(monkeypatch, backend, method, error):
+    def fail(self, asked):
+        raise error
+
+    monkeypatch.setattr(backend, method, fail)
+    message = f"rollout 'fake' failed: {type(error).__name__}: {error}; mend its code (--debug shows where)"
+    with pytest.raises(PluginError, match=f"^{re.escape(message)}$"):
+        sample(sampler(backend()), [0], 2)
+
+
+@pytest.mark.parametrize("backend", [Backend, Server])
+def test_want_of_memory_is_no_fault_of_a_backend(backend):
+    class Large(backend):
+        def generate(self, requests):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        sample(sampler(Large()), [0], 2)
 
 
 def test_giving_up_cancels_what_is_not_begun():

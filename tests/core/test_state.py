@@ -49,6 +49,13 @@ def test_a_state_is_taken_over_to_the_last_bit(tmp_path):
     assert new.scheduler.get_last_lr() == [group["lr"] for group in new.optimizer.param_groups] == [1e-2 * (1 - 3 / 10)] * 2
 
 
+def test_what_the_loss_did_not_keep_before_is_as_it_begins(tmp_path):
+    old, new = make_state(tmp_path, steps=3), make_state(tmp_path)
+    new.loss_state |= {"coefficient": 0.5, "spread": torch.ones(())}
+    new.load(*parts(old))
+    assert new.loss_state == {"mean": 3.0, "count": 3, "coefficient": 0.5, "spread": 1.0}
+
+
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [

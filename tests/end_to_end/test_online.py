@@ -122,6 +122,29 @@ def test_resume_in_the_middle_of_a_rollout_batch_is_bitwise(tmp_path, step):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_resume_within_a_rollout_batch_needs_what_was_kept_of_it(tmp_path):
+    @attrs.frozen(kw_only=True)
+    class Corrected(Repeated):
+        corrected: bool = truing.setting(False, help="Whether the sampler's log-probabilities are read.")
+
+        @property
+        def needs(self):
+            return super().needs | (Needs.BEHAVIOR_LOGPS if self.corrected else Needs.NOTHING)
+
+    align(tmp_path / "run", Corrected(), save_steps=1, max_steps=5)
+    before = history(tmp_path / "run")
+    message = (
+        "the checkpoint has 3 steps left on completions that were kept without their behavior_token_logps, which the method reads "
+        "with the settings that it has now; resume with those that it had before, and change them after these steps, or resume "
+        r"from a checkpoint after which a rollout batch begins \(--resume CHECKPOINT\)"
+    )
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        align(tmp_path / "run", Corrected(corrected=True), max_steps=6, resume=True)
+    assert history(tmp_path / "run") == before
+    between = tmp_path / "run/checkpoints/step-00000004"
+    assert align(tmp_path / "run", Corrected(corrected=True), max_steps=6, resume=between).step == 6
+
+
 def test_a_resume_notices_what_rewards_read_and_says_what_evaluation_reads(tmp_path, capsys):
     align(tmp_path / "run", max_steps=2, eval_dataset=ROWS[:2])
     with pytest.raises(ConfigError, match="belongs to a run with other data "):

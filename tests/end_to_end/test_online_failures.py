@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import truing
-from tests.end_to_end.test_online import Repeated, align, completions
+from tests.core.good_losses import Grpo
+from tests.end_to_end.test_online import ROWS, Repeated, align, completions
 from tests.end_to_end.test_resume import history
 from truing import RolloutError, TruingError
 from truing.config import RewardEntry
@@ -110,6 +111,28 @@ class LateRiser(FakeRollout):
                     yield attrs.evolve(completion, finish_reason="error") if failed else completion
 
         return Live(context.tokenizer)
+
+
+def test_what_fails_while_groups_are_drawn_again_ends_no_run_that_it_would_not_have_ended_before(tmp_path):
+    """No completion of two prompts of eight has a score. Drawn again thrice, they would be 8 + 24 of 32 + 24, which is too many."""
+
+    @attrs.frozen(kw_only=True)
+    class Dynamic(Grpo):
+        name: ClassVar[str] = "dynamic"
+        dynamic_sampling: int = truing.setting(3, ge=0, help="Times.")
+
+    def half_blind(prompt, response, answer):
+        if answer < 2:
+            raise RuntimeError("cannot see")
+        return float(sum(map(ord, response)))
+
+    entry = RewardEntry(reward=truing.rewards.as_reward(half_blind))
+    state = align(tmp_path / "run", Dynamic(), rewards=[entry], max_steps=1, batch_size=8, dataset=ROWS[:8])
+    line = state.history[0]
+    assert (line["completions/lost"], line["dynamic_sampling/resampled"]) == (2 * 4, 0)
+    assert line["rewards/half_blind/error_rate"] == 0.25
+    with pytest.raises(RolloutError, match="failed on 32 of 32 completions, more than rollout.max_error_rate 0.5 allows"):
+        align(tmp_path / "late", Dynamic(), rollout={"backend": LateRiser()}, max_steps=1, batch_size=8, dataset=ROWS[:8])
 
 
 def test_a_rollout_batch_that_is_lost_changes_nothing_and_can_be_resumed_within(tmp_path):

@@ -14,7 +14,7 @@ import click
 import truing
 from truing.cli.ranks import failed_before, rank
 from truing.cli.streams import without_secrets
-from truing.errors import SetupError, TruingError, system_error
+from truing.errors import SetupError, TruingError, lacks_memory, system_error
 from truing.suggest import did_you_mean
 
 COMMANDS: Mapping[str, str] = {
@@ -121,10 +121,10 @@ def explain_failure(error: Exception) -> tuple[str, int]:
     """Return what to tell the user about an exception, and the exit code."""
     if isinstance(error, TruingError):
         return str(error), error.exit_code
-    # by name and text, for torch, safetensors and tokenizers are not imported here and have exceptions of their own
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    if lacks_memory(error):
         advice = "lower trainer.max_tokens_per_batch or trainer.max_length, or train an adapter"
         return f"out of memory: {str(error) or 'no more could be had'}; {advice}", SetupError.exit_code
+    # by name and text, for torch, safetensors and tokenizers are not imported here and have exceptions of their own
     if type(error).__name__ in {"RuntimeError", "DistBackendError"} and _LOST_PEER.search(str(error)):
         return "another process of this run is gone, for a reason that it or the launcher says; continue with --resume", 1
     refused = system_error(error)

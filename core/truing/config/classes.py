@@ -129,7 +129,7 @@ class RolloutConfig:
     backend: Rollout
     num_generations: int | None = setting(None, gt=0, help="Completions of each prompt; null: the method's default.")
     prompts_per_batch: int | None = setting(
-        None, gt=0, help="Prompts of one rollout batch, sampled and scored together; null: those of method.num_minibatches steps."
+        None, gt=0, help="Prompts of one rollout batch, sampled and scored together; null: those of the steps of one pass."
     )
     max_completion_length: int | None = setting(
         None, gt=0, help="Most tokens of a completion; null is the method's max_completion_length, or else 256."

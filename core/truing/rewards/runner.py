@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from truing.context import OpenContext
-from truing.errors import TruingError
+from truing.errors import TruingError, naming
 from truing.rewards.contract import DefaultReward, EnvironmentReward, prepare
 from truing.rewards.local import LocalReward
 from truing.rewards.pool import CallError, Log, Pool
@@ -108,7 +108,10 @@ class RewardRunner:
         self._messages: dict[str, str] = {}
 
     def __enter__(self) -> RewardRunner:
-        """Open what is to be opened, and start a first process. Raises ConfigError for a reward that cannot be loaded."""
+        """Open what is to be opened, and start a first process.
+
+        Raises ConfigError for a reward that cannot be loaded, and PluginError for one that fails as it is opened.
+        """
         with ExitStack() as stack:
             self._loop = stack.enter_context(running_loop("truing-rewards"))
             sources = [_source(entry.reward) for entry in self.entries]
@@ -123,8 +126,9 @@ class RewardRunner:
                     place += 1
                     continue
                 reward: Any = entry.reward
-                live = stack.enter_context(reward.open(self.context)) if hasattr(reward, "open") else reward
-                prepare(live)
+                with naming(f"opening reward {name!r}"):
+                    live = stack.enter_context(reward.open(self.context)) if hasattr(reward, "open") else reward
+                    prepare(live)
                 local = LocalReward(name, live, any(getattr(one, "compares", False) for one in (reward, live)))
                 stack.callback(local.close)
                 self._callers.append(local.call)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from truing.context import OpenContext
-from truing.errors import ConfigError, PluginError
+from truing.errors import ConfigError, PluginError, first_line, naming
 from truing.rollout.completion import Completion, RolloutRequest, Sampling, VersionSpan, WeightSource
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+    from truing.functions import FunctionSource
 
 SIGNATURE = "f(model, processing_class, prompts, generation_config=None) -> list[str]"
 """What a plain function must look like to be a rollout backend."""
@@ -38,7 +40,8 @@ class FunctionRollout:
         """Return the live backend. Raises ConfigError where the function cannot be found, imported or called so."""
         from truing.functions import find_function, load_function
 
-        return LiveFunctionRollout(self.name, load_function(find_function(self.name, self.base_dir)), context)
+        source = find_function(self.name, self.base_dir)
+        return LiveFunctionRollout(self.name, load_function(source), context, source=source)
 
 
 @attrs.define(eq=False)
@@ -55,6 +58,8 @@ class LiveFunctionRollout:
     function: Callable[..., Any]
     context: OpenContext
     version: int = 0
+    source: FunctionSource | None = None
+    """Where it is, for errors."""
 
     def __attrs_post_init__(self) -> None:
         try:
@@ -82,12 +87,9 @@ class LiveFunctionRollout:
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), lent(model, own_attention(model), model.generation_config):
             torch.manual_seed(seed)
-            texts = self.function(
-                policy,
-                self._processing_class,
-                prompts,
-                generation_config=self._generation_config(sampling),
-            )
+            options = self._generation_config(sampling)
+            with naming(f"rollout function {self.name!r}", self._place):
+                texts = self.function(policy, self._processing_class, prompts, generation_config=options)
         if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
             raise PluginError(
                 f"rollout function {self.name!r} must return a list of strings, got {type(texts).__name__} {texts!r:.60}"
@@ -95,6 +97,12 @@ class LiveFunctionRollout:
         if len(texts) != len(prompts):
             raise PluginError(f"rollout function {self.name!r} returned {len(texts)} completions for {len(prompts)} prompts")
         return list(texts)
+
+    def _place(self, error: Exception) -> str:
+        """Return what is wrong with the function and, where it is of a file, in which line."""
+        from truing.functions import describe_failure
+
+        return first_line(error) if self.source is None else describe_failure(error, self.source)
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         from transformers import GenerationConfig

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from truing.context import OpenContext
-from truing.errors import ConfigError, RowError
+from truing.errors import ConfigError, RowError, naming
 from truing.rollout.completion import LiveRollout, Rollout, is_concurrent
 from truing.rollout.conversation.trajectory import unlike_the_trainer
 from truing.rollout.environment import Environments
@@ -21,11 +21,26 @@ if TYPE_CHECKING:
 
 EPISODES_LOG = "episodes.log"
 """The file in the run directory with a line for each episode that failed."""
+_OF_EPISODES = ("max_turns", "max_turn_length", "environment_timeout")
 
 
 def acts_in_environment(config: RolloutConfig) -> bool:
     """Return whether episodes are acted out in an environment, which rewards them."""
     return config.environment is not None or has_environments(config.backend)
+
+
+def has_episodes(config: RolloutConfig) -> bool:
+    """Return whether what is sampled are episodes: with an environment or tools."""
+    return acts_in_environment(config) or bool(config.tools)
+
+
+def unread(config: RolloutConfig, names: Iterable[str], without: str) -> Iterator[tuple[str, str]]:
+    """Yield each of these keys of `rollout` that is not its default, and that nothing reads it without what is left out."""
+    fields = attrs.fields_dict(type(config))
+    for name in names:
+        value = getattr(config, name)
+        if value != fields[name].default:
+            yield name, f"is {value}, and nothing reads it without {without}; leave it out, or set that"
 
 
 def has_environments(backend: Rollout) -> bool:
@@ -35,7 +50,8 @@ def has_environments(backend: Rollout) -> bool:
 
 def misfits(config: RolloutConfig) -> Iterator[tuple[str, str]]:
     """Yield each key of `rollout` that does not fit the others, and why."""
-    if not acts_in_environment(config) and not config.tools:
+    if not has_episodes(config):
+        yield from unread(config, _OF_EPISODES, "rollout.environment or rollout.tools")
         return
     if config.environment is not None and has_environments(config.backend):
         message = (
@@ -48,17 +64,18 @@ def misfits(config: RolloutConfig) -> Iterator[tuple[str, str]]:
 def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
     """Return the live backend, or, with an environment or tools, a live rollout whose samples are episodes.
 
-    Raises ConfigError for settings that do not fit each other, and for functions and classes that cannot be found or used.
+    Raises ConfigError for settings that do not fit each other, and for functions and classes that cannot be found or used, and
+    PluginError, naming it, for an error of a backend's own.
     """
-    if not acts_in_environment(config) and not config.tools:
-        return config.backend.open(context)
     for key, message in misfits(config):
         raise ConfigError(f"rollout.{key} {message}")
+    if not has_episodes(config):
+        return _engine(config, context)
     with ExitStack() as held:
         environments = _open_environments(config, context)
         if environments is not None:
             held.callback(environments.close)
-        engine = config.backend.open(context)
+        engine = _engine(config, context)
         held.callback(engine.close)
         try:
             live = _conversations(config, context, environments, engine, held)
@@ -68,10 +85,16 @@ def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
     return live
 
 
+def _engine(config: RolloutConfig, context: OpenContext) -> LiveRollout:
+    with naming(f"opening rollout {config.backend.name!r}"):
+        return config.backend.open(context)
+
+
 def _open_environments(config: RolloutConfig, context: OpenContext) -> Environments | None:
     backend: Any = config.backend
     if has_environments(backend):
-        own: Environments = backend.open_environments(attrs.evolve(context, environment_timeout=config.environment_timeout))
+        with naming(f"opening the environments of rollout {backend.name!r}"):
+            own: Environments = backend.open_environments(attrs.evolve(context, environment_timeout=config.environment_timeout))
         return own
     if config.environment is None:
         return None

@@ -6,13 +6,14 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import attrs
 
 from truing.data.example import Text
 from truing.data.tree import PromptTree
-from truing.errors import PluginError, RolloutError
+from truing.errors import PluginError, RolloutError, naming
 from truing.rewards.runner import Pending, RewardRunner
 from truing.rollout.completion import (
     Completion,
@@ -29,6 +30,8 @@ from truing.rollout.plain import plain, well_formed
 from truing.rollout.seeds import seed_of
 
 NAN = float("nan")
+ROUNDING = 1e-6
+"""What two worths may differ by, as a share of the larger one, that are the same but for single precision."""
 STALE_TRIES = 3
 """Times that completions of weights that are too old are drawn again at least, before a backend counts as taking no new ones."""
 STALL_SECONDS = 3600.0
@@ -54,8 +57,6 @@ class Group:
     """One row for each completion, one column for each reward; NaN where that does not apply."""
     lost: int
     """Completions without a score: the backend failed on them, or a reward did whose failures are left out."""
-    failures: tuple[str, ...] = ()
-    """What the backend said of those that it failed on."""
 
     @property
     def spans(self) -> Iterator[VersionSpan]:
@@ -73,9 +74,15 @@ class Group:
         return [weighted_sum(row, weights) for row in self.rewards]
 
 
-def all_alike(worths: Sequence[float]) -> bool:
-    """Return whether completions are all worth the same, those left out that are worth nothing that is known (NaN)."""
-    return len({worth for worth in worths if worth == worth}) <= 1
+def all_alike(worths: Sequence[float]) -> bool | None:
+    """Return whether completions are all worth the same but for rounding, without those of which nothing is known (NaN).
+
+    None where fewer than two are known: there is nothing to compare.
+    """
+    known = [worth for worth in worths if worth == worth]
+    if len(known) < 2:
+        return None
+    return max(known) - min(known) <= ROUNDING * max(map(abs, known))
 
 
 def weighted_sum(rewards: Sequence[float], weights: Sequence[float]) -> float:
@@ -93,8 +100,14 @@ class Lot:
     """Groups drawn again because their completions were all worth the same."""
     stale: int = 0
     """Completions dropped because weights that are too old wrote some of them."""
+    drawn: int = 0
+    """Completions that were asked for, those of groups included that were drawn again."""
+    failures: list[str] = attrs.field(factory=list)
+    """What the backend said of those of them that it failed on."""
 
 
+Sampled = Future[tuple[Completion, ...]]
+"""A prompt's completions, by a concurrent backend."""
 Scored = tuple[list[Completion], tuple[str, ...], Pending]
 """Of a prompt: the completions, what was said of those that failed, and the scores that are being computed of the others."""
 
@@ -120,15 +133,15 @@ class Asked:
 class Begun:
     """Completions that a concurrent backend works on; they are scored as soon as they are there, whoever waits."""
 
-    def __init__(self, sampled: Future[tuple[Completion, ...]], score: Callable[[Sequence[Completion]], Scored]) -> None:
+    def __init__(self, sampled: Sampled, score: Callable[[Sampled], Scored]) -> None:
         self._sampled = sampled
         self._scored: Future[Scored] = Future()
         self._score = score
         sampled.add_done_callback(self._finish)
 
-    def _finish(self, sampled: Future[tuple[Completion, ...]]) -> None:
+    def _finish(self, sampled: Sampled) -> None:
         try:
-            self._scored.set_result(self._score(sampled.result()))
+            self._scored.set_result(self._score(sampled))
         except (Exception, CancelledError) as error:  # the caller's, in another thread
             self._scored.set_exception(error)
 
@@ -167,18 +180,22 @@ class Sampler:
         asked = Asked(prompts=prompts, count=count, lot=lot, requests=requests)
         if is_concurrent(self.live):
             for sample, request in requests.items():
-                asked.begun[sample] = Begun(self.live.submit(request), functools.partial(self._answered, asked, sample))
+                with self._naming():
+                    sampled = self.live.submit(request)
+                asked.begun[sample] = Begun(sampled, functools.partial(self._answered, asked, sample))
         return asked
 
     def sample(self, asked: Asked, *, resamplings: int = 0, oldest: int = 0) -> Lot:
         """Return the groups of what was asked for, in its order, when all are sampled and scored.
 
         A group whose completions are all worth the same teaches nothing and, with `resamplings`, is drawn again until they differ
-        or the tries are used up. One with a token of weights before the version `oldest` is dropped and drawn again. Raises
-        PluginError for a backend that does not answer as it is asked, RolloutError for one that goes on sampling from older
-        weights, and what the backend and the rewards raise.
+        or the tries are used up; not so one of which fewer than two have a worth, for what failed would fail again. One with a
+        token of weights before the version `oldest` is dropped and drawn again. Raises PluginError for a backend that does not
+        answer as it is asked, RolloutError for one that goes on sampling from older weights, and what the backend and the rewards
+        raise.
         """
-        groups, lot = self._groups(asked), Lot()
+        lot = Lot()
+        groups = self._groups(asked, lot)
         for attempt in itertools.count(1):
             stale = [sample for sample, group in groups.items() if group.oldest is not None and group.oldest < oldest]
             if stale and attempt > resamplings + STALE_TRIES:
@@ -192,17 +209,20 @@ class Sampler:
                 break
             lot.stale += sum(len(groups[sample].completions) for sample in stale)
             lot.resampled += len(again) - len(stale)
-            groups |= self._groups(self.ask(asked.prompts, again, asked.count, asked.lot, attempt))
+            groups |= self._groups(self.ask(asked.prompts, again, asked.count, asked.lot, attempt), lot)
         lot.groups = [groups[sample] for sample in asked.requests]
         return lot
 
-    def _groups(self, asked: Asked) -> dict[int, Group]:
+    def _groups(self, asked: Asked, lot: Lot) -> dict[int, Group]:
+        """Return the groups of what was asked for, by sample, and count in `lot` what was drawn for them."""
         try:
             scored = dict(self._submitted(asked) if asked.begun else self._generated(asked))
         except BaseException:
             asked.cancel()
             raise
-        return {sample: _group(sample, asked.count, *scored[sample]) for sample in asked.requests}
+        lot.drawn += asked.count * len(asked.requests)
+        lot.failures += [failure for sample in asked.requests for failure in scored[sample][1]]
+        return {sample: _group(sample, asked.count, scored[sample][0], scored[sample][2]) for sample in asked.requests}
 
     def _submitted(self, asked: Asked) -> Iterator[tuple[int, Scored]]:
         for place, (sample, begun) in enumerate(asked.begun.items()):
@@ -229,7 +249,7 @@ class Sampler:
         """Yield each prompt's completions, and the scores that are begun with as soon as all of them are there."""
         by_id = {request.id: sample for sample, request in asked.requests.items()}
         found: dict[int, list[Completion]] = {sample: [] for sample in asked.requests}
-        for completion in self.live.generate(list(asked.requests.values())):
+        for completion in self._answers(list(asked.requests.values())):
             sample = by_id.get(completion.request_id)
             if sample is None:
                 raise self._fault(f"answers {_place(completion)}, which was not asked")
@@ -240,7 +260,16 @@ class Sampler:
         for completions in found.values():
             self._require_all(completions, asked.count)
 
-    def _answered(self, asked: Asked, sample: int, answers: Sequence[Completion]) -> Scored:
+    def _answers(self, requests: Sequence[RolloutRequest]) -> Iterator[Completion]:
+        with self._naming():
+            yield from self.live.generate(requests)
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming(f"rollout {self.backend!r}")
+
+    def _answered(self, asked: Asked, sample: int, sampled: Sampled) -> Scored:
+        with self._naming():
+            answers = sampled.result()
         for place, completion in enumerate(answers):
             self._check(completion, asked.requests[sample], answers[:place])
         self._require_all(answers, asked.count)
@@ -292,7 +321,7 @@ class Sampler:
         )
 
 
-def _group(sample: int, count: int, completions: Sequence[Completion], failures: tuple[str, ...], pending: Pending) -> Group:
+def _group(sample: int, count: int, completions: Sequence[Completion], pending: Pending) -> Group:
     scored = pending.result()
     kept = [index for index, failed in enumerate(scored.failed) if not failed]
     return Group(
@@ -300,7 +329,6 @@ def _group(sample: int, count: int, completions: Sequence[Completion], failures:
         completions=tuple(completions[index] for index in kept),
         rewards=tuple(tuple(NAN if value is None else value for value in scored.values[index]) for index in kept),
         lost=count - len(kept),
-        failures=failures,
     )
 
 

@@ -37,17 +37,18 @@ class RolloutLog:
     def metrics(self, groups: Sequence[Group]) -> dict[str, float]:
         """Return the mean reward, its spread within groups, each reward's mean and spread, and lengths.
 
-        Lost completions count in none of them, and what nothing counts in is left out. A spread is the unbiased standard deviation.
+        Lost completions count in none of them, nor prompts with fewer than two others in what compares a prompt's completions. What
+        nothing counts in is left out. A spread is the unbiased standard deviation.
         """
         totals = [[total for total in group.totals(self.weights) if not math.isnan(total)] for group in groups]
-        flat = [all_alike(self.worths(group)) for group in groups]
+        flat = [alike for alike in (all_alike(self.worths(group)) for group in groups) if alike is not None]
         rewards = [reward for of_group in totals for reward in of_group]
         completions = [completion for group in groups for completion in group.completions]
         lengths = [len(completion.token_ids) for completion in completions]
         ended = [len(completion.token_ids) for completion in completions if completion.finish_reason != "length"]
         found = {
             "reward": _mean(rewards),
-            "reward_std": _mean([_spread(of_group) for of_group in totals]),
+            "reward_std": _mean([_spread(of_group) for of_group in totals if len(of_group) > 1]),
             "frac_reward_zero_std": _mean([float(one) for one in flat]),
             **dict(self._by_reward(groups)),
             "completions/mean_length": _mean(lengths),

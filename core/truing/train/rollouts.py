@@ -18,6 +18,7 @@ from truing.data.dataset import TreeDataset
 from truing.data.stored import stored_trees, tree_numbers, tree_tensors
 from truing.data.tree import PromptTree, Trees
 from truing.errors import ConfigError, RolloutError
+from truing.loss import Needs
 from truing.model.weight_source import PolicyWeights
 from truing.rewards.runner import RewardRunner
 from truing.rollout.completion import is_concurrent
@@ -52,6 +53,8 @@ class RolloutSource:
     """What is asked for already, by the step that begins with it."""
     _version: int | None = attrs.field(default=None, init=False)
     """Of the weights that the backend has."""
+    _read: Needs = attrs.field(default=Needs.NOTHING, init=False)
+    """What the loss reads."""
     _sampler: Sampler | None = attrs.field(default=None, init=False)
     _log: RolloutLog | None = attrs.field(default=None, init=False)
     _opened: ExitStack = attrs.field(factory=ExitStack, init=False)
@@ -63,6 +66,7 @@ class RolloutSource:
     def _open(self, run: Run) -> None:
         config = run.config
         assert config.rollout is not None
+        self._read = run.needs
         staleness, backend = config.rollout.max_staleness, config.rollout.backend.name
         context = OpenContext(
             tokenizer=run.state.tokenizer,
@@ -143,7 +147,7 @@ class RolloutSource:
         started = time.perf_counter()
         lot = self._of_all_ranks(run, self.order.samples(run.state.step), partial(self._next_lot, run))
         groups, sampled = lot.groups, time.perf_counter()
-        errors = self._end_batch(run, groups)
+        errors = self._end_batch(run, lot)
         trees = [tree_of(self.prompts[group.sample_id], group) for group in groups if group.completions]
         learned = self._learned(run, trees) if trees else self._nothing(run, groups)
         self._trees = learned.trees
@@ -184,24 +188,23 @@ class RolloutSource:
                 self._ahead[start] = sampler.ask(self.prompts, share, self.plan.num_generations, f"lot.{start}")
         return sampler.sample(self._ahead.pop(step), resamplings=self._resamplings(run), oldest=step - ahead)
 
-    def _end_batch(self, run: Run, groups: Sequence[Group]) -> dict[str, float]:
-        """Return the error rate of the backend and of each reward.
+    def _end_batch(self, run: Run, lot: Lot) -> dict[str, float]:
+        """Return the error rate of the backend and of each reward, over all completions drawn for the batch, every try included.
 
         Raises RolloutError where the backend's is above what is allowed, and TruingError where a reward's is, on all ranks.
         """
         sampler, rollout = self._sampler, run.config.rollout
         assert sampler is not None and rollout is not None
-        failures = [failure for group in groups for failure in group.failures]
-        asked = sum(group.lost + len(group.completions) for group in groups)
-        if len(failures) > rollout.max_error_rate * asked:
+        failures, drawn = lot.failures, lot.drawn
+        if len(failures) > rollout.max_error_rate * drawn:
             raise RolloutError(
-                f"rollout {sampler.backend!r} failed on {len(failures)} of {asked} completions, more than rollout.max_error_rate "
+                f"rollout {sampler.backend!r} failed on {len(failures)} of {drawn} completions, more than rollout.max_error_rate "
                 f"{rollout.max_error_rate:g} allows; the first failure: {failures[0]}"
             )
         rates = sampler.rewards.end_batch(
             lambda counts: [sum(of_ranks) for of_ranks in zip(*gather_object([list(counts)]), strict=True)]
         )
-        return {"completions/error_rate": len(failures) / max(1, asked), **rates}
+        return {"completions/error_rate": len(failures) / max(1, drawn), **rates}
 
     def _of_all_ranks(self, run: Run, samples: Sequence[int], sample: Callable[[], Lot]) -> Lot:
         """Return the groups of these prompts, of which each rank samples its share, from the policy's weights as they are now."""
@@ -214,6 +217,8 @@ class RolloutSource:
             groups=[by_sample[sample] for sample in samples],
             resampled=sum(lot.resampled for lot in shares),
             stale=sum(lot.stale for lot in shares),
+            drawn=sum(lot.drawn for lot in shares),
+            failures=[failure for lot in shares for failure in lot.failures],
         )
 
     def _push(self, run: Run) -> None:
@@ -228,14 +233,17 @@ class RolloutSource:
         """Return the rewards on held-out prompts, which get the same seeds every time, without a prefix."""
         assert self._sampler is not None and self._log is not None and run.config.rollout is not None
         assert isinstance(prompts, TreeDataset)
-        count, found = self.plan.num_eval_generations, list[Group]()
+        count, found = self.plan.num_eval_generations, Lot()
         for start in range(0, len(prompts), self.plan.prompts):
             some = range(start, min(start + self.plan.prompts, len(prompts)))
-            found += self._of_all_ranks(run, some, partial(self._held_out, run, prompts, _share(run, some))).groups
+            lot = self._of_all_ranks(run, some, partial(self._held_out, run, prompts, _share(run, some)))
+            found.groups += lot.groups
+            found.drawn += lot.drawn
+            found.failures += lot.failures
             run.reporter.alive(run.state.step)
         errors = self._end_batch(run, found)
         weights, passing = self._log.weights, run.config.rollout.pass_reward
-        return {**self._log.metrics(found), **pass_rates(found, weights, count, passing), **errors}
+        return {**self._log.metrics(found.groups), **pass_rates(found.groups, weights, count, passing), **errors}
 
     def _held_out(self, run: Run, prompts: TreeDataset, samples: Sequence[int]) -> Lot:
         assert self._sampler is not None
@@ -252,9 +260,21 @@ class RolloutSource:
         return tree_tensors(self._trees if self._left else [])
 
     def load(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Hold what `numbers` and `tensors` gave."""
+        """Hold what `numbers` and `tensors` gave. Raises ConfigError where steps are left on trees without what the loss reads."""
         self._left, self._metrics = int(numbers["left"]), dict(numbers["metrics"])
         self._trees = stored_trees(numbers["trees"], tensors)
+        sampled = [branch.sampled for tree in self._trees for branch in tree.branches if branch.sampled is not None]
+        for need, name in _MEASURED_ONCE.items():
+            if need in self._read and any(name not in one.columns for one in sampled):
+                raise ConfigError(
+                    f"the checkpoint has {self._left} steps left on completions that were kept without their {name}, which the "
+                    "method reads with the settings that it has now; resume with those that it had before, and change them after "
+                    "these steps, or resume from a checkpoint after which a rollout batch begins (--resume CHECKPOINT)"
+                )
+
+
+_MEASURED_ONCE = {Needs.BEHAVIOR_LOGPS: "behavior_token_logps", Needs.PROXIMAL_LOGPS: "proximal_token_logps"}
+"""What is kept with completions for the steps on them because it cannot be known afterwards."""
 
 
 def _share(run: Run, samples: Sequence[int]) -> Sequence[int]:

@@ -123,7 +123,11 @@ class TrainState:
         for name in _PLAIN:
             setattr(self, name, numbers[name])
         device = next(weight.device for _, weight in self._trained())
-        self.loss_state = {**numbers["loss_state"], **{key: value.to(device).clone() for key, value in loss.items()}}
+        self.loss_state = {
+            **self.loss_state,
+            **numbers["loss_state"],
+            **{key: value.to(device).clone() for key, value in loss.items()},
+        }
         with torch.no_grad():
             for name, weight in self.weights().items():
                 weight.copy_(weights[name])

@@ -66,6 +66,20 @@ def test_a_tie_is_no_pair_and_is_counted(method):
     assert found.metrics["objective/scores_margin"].values.tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("method", [OnlineDPO(), ALL], ids=["best_worst", "all"])
+@pytest.mark.parametrize(("last", "other"), [(0.7, (0.0, 0.0, 1.0)), (-0.7, (0.0, 0.0, 0.0))], ids=["0.7", "0"])
+def test_a_difference_that_is_rounding_is_a_tie(method, last, other):
+    """0.6 + 0.1 is 0.7, and 0.6 + 0.1 - 0.7 is 0, if not in single precision; 0.6 is less than 0.6001 all the same."""
+    first = (1.0, 1.0, 0.0 if last > 0 else 1.0)
+    made = rollouts([first, other], [(1.0, 0.0, 0.0), (1.0, 0.001, 0.0)], weights=[0.6, 0.1, last])
+    single = attrs.evolve(made, rewards=made.rewards.float(), reward_weights=made.reward_weights.float())
+    assert single.weighted_rewards[0] != single.weighted_rewards[1]
+    found = method.advantages(single)
+    assert found.pairs.tolist() == [[3, 2]]
+    assert found.metrics["frac_tied_prompts"].values.tolist() == [1, 0]
+    assert found.metrics["objective/scores_margin"].values.tolist() == pytest.approx([0, 1e-4], abs=1e-7)
+
+
 def test_it_is_the_weighted_sum_that_ranks():
     """2 x 1 + 0.5 x 0 = 2; 2 x 0 + 0.5 x 8 = 4; 2 x 1.5 alone is 3."""
     inputs = rollouts([(1.0, 0.0), (0.0, 8.0), (1.5, nan)], weights=[2.0, 0.5])

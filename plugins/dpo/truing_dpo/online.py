@@ -13,6 +13,8 @@ from truing_dpo.dpo import DPO
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROUNDING = 1e-6
+"""What a weighted sum may be off by, as a share of the size of its terms, in single precision."""
 PairsOf: TypeAlias = Literal["best_worst", "all"]
 
 
@@ -21,8 +23,8 @@ class OnlineDPO(DPO, OnlineLoss):
     """DPO on pairs of the policy's own completions, ranked by rewards or a judge (Guo et al. 2024, arXiv:2402.04792).
 
     Of the completions of a prompt the one with the greatest weighted reward is chosen and the one with the least rejected; with
-    `pairs` all, every two of unequal reward are a pair. A prompt whose rewards are all equal gives none. The rest is `dpo`, with
-    any of its losses.
+    `pairs` all, every two of unequal reward are a pair. A prompt whose rewards are all equal, but for rounding, gives none. The
+    rest is `dpo`, with any of its losses.
     """
 
     name: ClassVar[str] = "online-dpo"
@@ -46,13 +48,14 @@ class OnlineDPO(DPO, OnlineLoss):
 
         scores = rollouts.weighted_rewards.masked_fill(~rollouts.kept, nan)  # [B]
         best, worst = _extremes(scores, rollouts.tree_ids)
-        unequal = best > worst
         if self.pairs == "all":
             same_tree = rollouts.tree_ids[:, None] == rollouts.tree_ids
             pairs = (same_tree & (scores[:, None] > scores)).nonzero()
         else:
             ends = [_first(scores == extreme[rollouts.tree_ids], rollouts.tree_ids, len(best)) for extreme in (best, worst)]
-            pairs = torch.stack(ends, 1)[unequal]
+            pairs = torch.stack(ends, 1)[best > worst]
+        pairs = pairs[_differ(rollouts, scores, *pairs.unbind(1))]
+        unequal = torch.zeros_like(best, dtype=torch.bool).index_fill(0, rollouts.tree_ids[pairs[:, 0]], True)
         wins = scores.new_ones(len(pairs))
         return Advantages(
             values=scores.new_zeros(len(scores)).index_add(0, pairs[:, 0], wins).index_add(0, pairs[:, 1], -wins),
@@ -69,6 +72,13 @@ def _extremes(scores: Tensor, tree_ids: Tensor) -> tuple[Tensor, Tensor]:
     trees = int(tree_ids.max()) + 1
     best = scores.new_full((trees,), -inf).scatter_reduce(0, tree_ids, scores.nan_to_num(-inf), "amax")
     return best, scores.new_full((trees,), inf).scatter_reduce(0, tree_ids, scores.nan_to_num(inf), "amin")
+
+
+def _differ(rollouts: LossInputs, scores: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Return of which pairs [P] the scores differ by more than rounding: the same reward may be summed of other terms."""
+    assert rollouts.rewards is not None and rollouts.reward_weights is not None
+    sizes = (rollouts.rewards * rollouts.reward_weights).abs().nansum(1)  # [B]
+    return scores[chosen] - scores[rejected] > ROUNDING * sizes[chosen].maximum(sizes[rejected])
 
 
 def _first(found: Tensor, tree_ids: Tensor, trees: int) -> Tensor:

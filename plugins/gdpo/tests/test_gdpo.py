@@ -102,7 +102,11 @@ def test_it_has_grpos_settings():
             "is sum_then_normalize, which normalises the sum of the rewards and so cannot tell completions apart that earn the "
             "same sum by different rewards: that is GRPO; leave it out, or use the method grpo",
         ),
-        ({"scale_rewards": "none"}, "scale_rewards is none, but multi_objective_aggregation normalize_then_sum"),
+        (
+            {"scale_rewards": "none"},
+            "^scale_rewards is none, but gdpo, which divides each reward by its group's deviation, does not read it; leave it out, "
+            "or use the method grpo$",
+        ),
         ({"loss_type": "cispo"}, "cispo needs epsilon_high"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import ClassVar
 import attrs
 
 from truing import setting
+from truing.settings import refuse_unread
 from truing_grpo.grpo import GRPO
 from truing_grpo.loss_types import Aggregation
 
@@ -34,4 +35,5 @@ class GDPO(GRPO):
                 "so cannot tell completions apart that earn the same sum by different rewards: that is GRPO; leave it out, or use "
                 "the method grpo"
             )
+        refuse_unread(self, "scale_rewards", "gdpo, which divides each reward by its group's deviation,", "use the method grpo")
         super().__attrs_post_init__()

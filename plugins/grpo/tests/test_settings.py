@@ -100,7 +100,13 @@ def test_levels():
         ),
         (
             {"importance_sampling_clip_max": 2.0},
-            "importance_sampling_clip_max is 2, but importance_sampling_correction none .* sequence_mask",
+            "^importance_sampling_clip_max is 2, but importance_sampling_correction none does not read it; leave it out, or set "
+            "that to sequence_mask, for example$",
+        ),
+        (
+            {"loss_type": "vespo", "importance_sampling_clip_max": 2.0},
+            "^importance_sampling_clip_max is 2, but importance_sampling_correction none does not read it; leave it out, or set "
+            "that to token_mask, for example$",
         ),
         ({"importance_sampling_clip_min": 0.5}, "importance_sampling_clip_min is 0.5, but importance_sampling_correction none"),
         (
@@ -109,7 +115,8 @@ def test_levels():
         ),
         (
             {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"},
-            "scale_rewards is none, but multi_objective_aggregation normalize_then_sum, .* set that to sum_then_normalize",
+            "^scale_rewards is none, but multi_objective_aggregation normalize_then_sum, which divides each reward by its group's "
+            "deviation, does not read it; leave it out, or set that to sum_then_normalize$",
         ),
         ({"overlong_penalty": 2.0}, "overlong_penalty is 2, but a run without overlong_buffer does not read it"),
         (

@@ -43,7 +43,7 @@ def check_settings(method: GRPO) -> None:
     if method.beta == 0:
         for name in ("kl_estimator", "use_bias_correction_kl"):
             refuse_unread(method, name, "beta 0, which leaves the KL divergence out,", "set beta above 0")
-    method.check_correction()
+    method.check_correction("token_mask" if method.loss_type == "vespo" else "sequence_mask")
     if method.multi_objective_aggregation == "normalize_then_sum":
         refuse_unread(
             method,

@@ -46,6 +46,15 @@ def test_rewards_that_apply_are_weighed_and_summed(rollouts):
     assert values_of(Reinforce(baseline="none"), inputs) == [4.0, 2.0]
 
 
+@pytest.mark.parametrize("cls", [Reinforce, RLOO])
+def test_what_is_compared_is_the_score_within_its_range(rollouts, cls):
+    """2 x 3 = 6 and 2 x 4 = 8 are both more than 5, and so the same; -1 is between."""
+    inputs = rollouts([[3.0, 4.0, -0.5, nan]], weights=[2.0])
+    found = cls(reward_clip_range=(-5.0, 5.0)).worth(inputs)
+    assert found[:3].tolist() == [5.0, 5.0, -1.0] and found[3].isnan()
+    assert cls().worth(inputs)[:3].tolist() == [6.0, 8.0, -1.0]
+
+
 def test_batch_is_over_tokens(rollouts):
     """Rewards 1, 1 and 4: mean 2, squares 1 + 1 + 4 = 6, unbiased variance 3."""
     inputs = rollouts([[1.0, 4.0]], [TWO_TOKENS, ONE_TOKEN])

@@ -103,9 +103,7 @@ class Reinforce(PolicyGradient):
         """Return advantages, [T] with the baseline `batch` and else [B]; a branch that no reward applies to is dropped."""
         from truing_reinforce.baselines import leave_one_out, normalised
 
-        scores = rollouts.weighted_rewards
-        if self.reward_clip_range is not None:
-            scores = scores.clamp(*self.reward_clip_range)
+        scores = self.worth(rollouts)
         scored = rollouts.kept & ~scores.isnan()
         scores, counted, state, metrics = scores.where(scored, 0.0), rollouts.expand(scored), None, {}
         costs = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
-from truing import Layout, OnlineLoss, setting
+from truing import Layout, LossInputs, OnlineLoss, setting
 from truing.off_policy import SamplerCorrection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @attrs.frozen(kw_only=True)
@@ -29,3 +32,8 @@ class PolicyGradient(SamplerCorrection, OnlineLoss):
         if self.reward_clip_range is not None and not self.reward_clip_range[0] < self.reward_clip_range[1]:
             least, greatest = self.reward_clip_range
             raise ValueError(f"reward_clip_range must be [least, greatest] with least < greatest, got [{least:g}, {greatest:g}]")
+
+    def worth(self, rollouts: LossInputs) -> Tensor:
+        """Return scores, [B]: weighted rewards, held within reward_clip_range; NaN where no reward applies."""
+        scores = rollouts.weighted_rewards
+        return scores if self.reward_clip_range is None else scores.clamp(*self.reward_clip_range)
