@@ -15,9 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.rollouts.fake_vllm import FakeVllm
-from tests.rollouts.helpers import moved, plain_logps, request_of
+from tests.rollouts.helpers import AdapterWeights, moved, plain_logps, request_of
 from tests.rollouts.real import SHAPE
-from tests.rollouts.test_vllm_weights import AdapterWeights
 from truing import Completion, OpenContext
 from truing.testing import FakeWeights, check_rollout, tiny_model, tiny_tokenizer
 from truing_vllm import ServeSettings, VllmRollout

@@ -10,8 +10,7 @@ import attrs
 import pytest
 import torch
 
-from tests.rollouts.helpers import FLOAT32, Rig, moved, plain_logps, request_of, rig
-from tests.rollouts.test_vllm_weights import AdapterWeights, lora_context
+from tests.rollouts.helpers import FLOAT32, AdapterWeights, Rig, lora_context, moved, plain_logps, request_of, rig
 from truing import Completion
 from truing.testing import FakeWeights, tiny_model
 from truing_vllm import VllmRollout
