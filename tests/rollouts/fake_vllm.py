@@ -61,7 +61,7 @@ class FakeVllm:
         self.fail_updates = 0
         """How many of the next updates fail."""
         self.half_loaded = 0
-        """How many of the next updates load half of the weights, and say nothing."""
+        """How many of the next updates, or adapters, load half of the weights, and say nothing."""
         self.hangs = False
         """Whether nothing that is to be computed is answered."""
         self.calls: list[str] = []
@@ -177,7 +177,13 @@ class FakeVllm:
         if self.fail_updates:
             self.fail_updates -= 1
             return Reply({"error": "InternalServerError"}, 500)
-        self.state.adapters[name] = PeftModel.from_pretrained(copy.deepcopy(self.base), body["lora_path"]).eval()
+        adapter = PeftModel.from_pretrained(copy.deepcopy(self.base), body["lora_path"]).eval()
+        if self.half_loaded:
+            self.half_loaded -= 1
+            factors = [weight for key, weight in adapter.named_parameters() if "lora_B" in key]
+            for weight in factors[len(factors) // 2 :]:
+                weight.detach().zero_()
+        self.state.adapters[name] = adapter
         return Reply({})
 
     async def _v1_unload_lora_adapter(self, query: str, body: Any) -> Reply:

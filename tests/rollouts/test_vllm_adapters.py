@@ -87,6 +87,24 @@ def test_an_adapter_that_is_refused_is_refused_with_the_servers_reason(tmp_path,
             run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
 
 
+def test_an_adapter_bears_the_name_that_is_asked_for_when_the_probe_is_done(tmp_path, monkeypatch):
+    """No process has it before, and every try has a name of its own, for a server keeps keys and values under it."""
+    check, doubts, held = Probe.check, [StaleError("it has others")], []
+
+    async def doubt(self, *args, **named):
+        held.extend(run.fake.state.adapters)
+        if doubts:
+            raise doubts.pop()
+        await check(self, *args, **named)
+
+    with rig(tmp_path, context=lora_context(tmp_path)) as run:
+        monkeypatch.setattr(Probe, "check", doubt)
+        run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
+        assert held == [f"?{run.live.run}-{attempt}-1" for attempt in (1, 2)]
+        assert list(run.fake.state.adapters) == [f"{run.live.run}-v1"] and agrees(run)
+        assert "/reset_prefix_cache" not in run.fake.calls
+
+
 def test_an_adapter_that_is_loaded_once_more_finds_no_keys_and_values_of_its_name(tmp_path, monkeypatch):
     check, doubts = Probe.check, [StaleError("it has others")]
 
@@ -96,8 +114,11 @@ def test_an_adapter_that_is_loaded_once_more_finds_no_keys_and_values_of_its_nam
         await check(self, *args, **named)
 
     with rig(tmp_path, context=lora_context(tmp_path)) as run:
-        monkeypatch.setattr(Probe, "check", doubt)
         run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
+        monkeypatch.setattr(Probe, "check", doubt)
+        run.fake.calls.clear()
+        run.live._loop.call_soon_threadsafe(run.live._fleet._lost, run.live._fleet.servers[0])  # it is probed anew
+        assert agrees(run)
         calls = [call for call in run.fake.calls if "lora" in call or "cache" in call]
         load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-        assert calls == [load, load, unload, "/reset_prefix_cache", load] and agrees(run)
+        assert calls == [unload, "/reset_prefix_cache", load, unload, load]

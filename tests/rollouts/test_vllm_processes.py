@@ -100,6 +100,29 @@ def test_tokens_of_a_half_loaded_push_count_in_no_process(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("scale_out", WAYS, ids=NAMES)
+def test_tokens_of_a_half_loaded_adapter_count_in_no_process(tmp_path, watched, monkeypatch, scale_out):
+    """Of a server that was started again, which has an adapter while it is being probed."""
+    check = Probe.check
+
+    async def late(self, *args, **named):
+        await asyncio.sleep(1.0)
+        await check(self, *args, **named)
+
+    with rig(tmp_path, context=lora_context(tmp_path), fake={"scale_out": scale_out}) as run, another(run) as other:
+        moved(run.policy, 0.1)
+        run.live.update_weights(5, AdapterWeights(run.policy, tmp_path, 5))
+        tell(run, other)
+        monkeypatch.setattr(Probe, "check", late)
+        run.fake.half_loaded = 1
+        run.fake.die()
+        run.fake.restart()
+        for live in (other, run.live):
+            (one,) = live.submit(request_of(seeds=(3,))).result(20)
+            assert is_of(one, {5: run.policy})
+        assert run.fake.half_loaded == 0 and run.live._fleet.servers[0].proven == {1, 3}
+
+
+@pytest.mark.parametrize("scale_out", WAYS, ids=NAMES)
 def test_tokens_of_a_push_that_is_being_probed_count_when_the_probe_is_done(tmp_path, monkeypatch, scale_out):
     with rig(tmp_path, fake={"scale_out": scale_out}) as run, another(run) as other:
         run.live.update_weights(1, FakeWeights(run.policy))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.rollouts.fake_vllm import FakeVllm
-from tests.rollouts.helpers import FLOAT32, agrees, moved, plain_logps, request_of, rig
+from tests.rollouts.helpers import FLOAT32, AdapterWeights, agrees, lora_context, moved, plain_logps, request_of, rig
 from truing import RolloutError
 from truing.testing import FakeWeights, fake_context, tiny_model
 from truing_vllm import VllmRollout
@@ -178,7 +178,8 @@ def test_a_server_that_starts_again_between_requests_gets_the_weights(tmp_path):
         assert agrees(run)
 
 
-def test_a_server_that_starts_again_after_the_probe_is_not_taken_for_proven(tmp_path, monkeypatch):
+@pytest.mark.parametrize("adapter", [False, True], ids=["whole", "adapter"])
+def test_a_server_that_starts_again_after_the_probe_is_not_taken_for_proven(tmp_path, monkeypatch, adapter):
     check, restarts = Probe.check, [True]
 
     async def check_then_restart(self, *args, **named):
@@ -187,11 +188,12 @@ def test_a_server_that_starts_again_after_the_probe_is_not_taken_for_proven(tmp_
             run.fake.die()
             run.fake.restart()
 
-    with rig(tmp_path) as run:
+    with rig(tmp_path, context=lora_context(tmp_path) if adapter else None) as run:
         monkeypatch.setattr(Probe, "check", check_then_restart)
         moved(run.policy)
-        run.live.update_weights(5, FakeWeights(run.policy))
-        assert run.fake.calls.count("/update_weights") == 2 and agrees(run)
+        run.live.update_weights(5, AdapterWeights(run.policy, tmp_path, 5) if adapter else FakeWeights(run.policy))
+        assert run.live._fleet.servers[0].proven == {2} and agrees(run)
+        assert len(run.fake.state.adapters) == adapter
 
 
 def test_a_watch_that_fails_ends_what_it_watches_over(tmp_path, monkeypatch):

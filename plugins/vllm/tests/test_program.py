@@ -120,7 +120,7 @@ def test_the_stock_program_gets_our_part_and_the_token_but_not_on_its_command_li
         '--weight-transfer-config {"backend":"safetensors"}',
         f"--middleware {PACKAGE}.guard.Guard",
         "--generation-config vllm",
-        "--max-lora-rank 8 --max-loras 4",
+        "--max-lora-rank 8 --max-loras 4 --max-cpu-loras 8",
     ):
         assert words in line
     environment = seen["environment"]

@@ -263,7 +263,7 @@ class Fleet:
         elif not held:
             raise StaleError(f"{server} does not have version {update.version} of the weights, which the first process gives it")
         elif self.probe is not None:
-            await self.probe.check(server, update, seconds=min(HEALTH_SECONDS * 3, self.timeout))
+            await self.probe.check(server, update.model, seconds=min(HEALTH_SECONDS * 3, self.timeout))
 
     async def greet(self) -> None:
         """Return when a server is healthy. Raises RolloutError where none is within the timeout."""
@@ -348,8 +348,8 @@ class Fleet:
         """Try once to give a server weights, under a label of its own that it bears as proven when a probe found them right."""
         server.attempts += 1
         label = Label(update.run, server.attempts, update.version)
-        await update.apply(server.connection, label, seconds=self.timeout)
-        await probe.check(server, update, seconds=self.timeout)
+        name = await update.apply(server.connection, label, seconds=self.timeout)
+        await probe.check(server, name, seconds=self.timeout)
         await update.confirm(server.connection, label, seconds=self.timeout)
         server.proven.add(label.attempt)
         server.installed = update

@@ -122,9 +122,8 @@ class LiveVllm:
         name = f"{self.run}-v{version}"
         if self.settings.weights_dir is not None and self.context.rank == 0:
             folder = self.files.copy(name, folder)
-        self._adapters = [*(known for known in self._adapters if known != name), name]
-        older, self._adapters = self._adapters[: -self.settings.serve.max_loras], self._adapters[-self.settings.serve.max_loras :]
-        return AdapterWeights(run=self.run, version=version, model=name, folder=folder.absolute(), older=older)
+        self._adapters = [*(known for known in self._adapters if known != name), name][-self.settings.serve.max_loras :]
+        return AdapterWeights(run=self.run, version=version, model=name, folder=folder.absolute(), kept=self._adapters[:-1])
 
     def close(self) -> None:
         """Hang up, stop a server that the run started, and remove what went through the folder for weights."""

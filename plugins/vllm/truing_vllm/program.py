@@ -79,6 +79,8 @@ class Program:
             "--tokenizer": self.tokenizer,
             "--max-lora-rank": self.lora_rank,
             "--max-loras": serve.max_loras if self.lora_rank else None,
+            # each version is loaded twice, and what was unloaded holds its place until it is the oldest
+            "--max-cpu-loras": 2 * serve.max_loras if self.lora_rank else None,
         }
         flags = {
             "--enable-lora": self.lora_rank is not None,
