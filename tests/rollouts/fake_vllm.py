@@ -51,9 +51,12 @@ class FakeVllm:
         socket: str | None = None,
         scale_out: bool = True,
         guarded: bool = True,
+        lacks: tuple[str, ...] = (),
         token_seconds: float = 0.0,
     ) -> None:
         self.base, self.weights_dir, self.token, self.scale_out, self.guarded = model, weights_dir, token, scale_out, guarded
+        self.lacks = lacks
+        """Routes that it was started without."""
         self.token_seconds = token_seconds
         self.max_model_len = 256
         self.faults: deque[Fault] = deque()
@@ -61,7 +64,9 @@ class FakeVllm:
         self.fail_updates = 0
         """How many of the next updates fail."""
         self.half_loaded = 0
-        """How many of the next updates load half of the weights, and say nothing."""
+        """How many of the next updates, or adapters, load half of the weights, and say nothing."""
+        self.busy_updates = 0
+        """How many of the next updates find it without room."""
         self.hangs = False
         """Whether nothing that is to be computed is answered."""
         self.calls: list[str] = []
@@ -107,8 +112,8 @@ class FakeVllm:
             )
         if route == "/v1/completions":
             return await self._complete(body, body["prompt"], body, self._completed)
-        answer = getattr(self, f"_{route.strip('/').replace('/', '_')}", None)
-        return Reply({"error": "no such route"}, 404) if answer is None else await answer(query, body)
+        answer = None if route in self.lacks else getattr(self, f"_{route.strip('/').replace('/', '_')}", None)
+        return Reply(b'{"detail":"Not Found"}', 404) if answer is None else await answer(query, body)
 
     async def _v1_models(self, query: str, body: Any) -> Reply:
         return Reply({"data": [{"id": name} for name in ("policy", *self.state.adapters)]})
@@ -121,6 +126,9 @@ class FakeVllm:
 
     async def _pause(self, query: str, body: Any) -> Reply:
         assert query == "mode=keep", query
+        if self.busy_updates:
+            self.busy_updates -= 1
+            return Reply({"error": "busy"}, 503)
         self.state.paused = True
         self.state.running.clear()
         return Reply({"status": "paused"})
@@ -177,7 +185,13 @@ class FakeVllm:
         if self.fail_updates:
             self.fail_updates -= 1
             return Reply({"error": "InternalServerError"}, 500)
-        self.state.adapters[name] = PeftModel.from_pretrained(copy.deepcopy(self.base), body["lora_path"]).eval()
+        adapter = PeftModel.from_pretrained(copy.deepcopy(self.base), body["lora_path"]).eval()
+        if self.half_loaded:
+            self.half_loaded -= 1
+            factors = [weight for key, weight in adapter.named_parameters() if "lora_B" in key]
+            for weight in factors[len(factors) // 2 :]:
+                weight.detach().zero_()
+        self.state.adapters[name] = adapter
         return Reply({})
 
     async def _v1_unload_lora_adapter(self, query: str, body: Any) -> Reply:

@@ -9,10 +9,11 @@ from typing import Any
 
 import attrs
 import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.rollouts.fake_vllm import FakeVllm
 from truing import Completion, OpenContext, RolloutRequest, Sampling
-from truing.testing import fake_context, tiny_model
+from truing.testing import FakeWeights, fake_context, tiny_model
 from truing_vllm import ServeSettings, VllmRollout
 from truing_vllm.live import LiveVllm
 from truing_vllm.opening import open_live
@@ -66,3 +67,31 @@ def rig(folder: Path, *, context: OpenContext | None = None, fake: dict[str, Any
             yield Rig(server, live, context)
         finally:
             live.close()
+
+
+@attrs.frozen(eq=False)
+class AdapterWeights(FakeWeights):
+    """What core gives a backend for a policy with an adapter."""
+
+    folder: Path
+    version: int
+
+    def parameters(self):
+        raise AssertionError("the adapter alone is wanted")
+
+    def adapter(self):
+        folder = self.folder / f"version-{self.version}"
+        self.model.save_pretrained(str(folder))
+        return folder
+
+
+def lora_context(folder: Path, **config: Any) -> OpenContext:
+    context = fake_context(folder)
+    torch.manual_seed(0)
+    policy = get_peft_model(tiny_model(context.tokenizer, seed=1), LoraConfig(r=4, target_modules="all-linear", **config))
+    return attrs.evolve(context, models={"policy": policy.eval()})
+
+
+def agrees(run: Rig, **sampling: Any) -> bool:
+    (one,) = run.live.submit(request_of(seeds=(3,), max_completion_length=12, **sampling)).result(20)
+    return torch.allclose(torch.tensor(one.token_logps), plain_logps(run.policy, one), atol=1e-4)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import CancelledError
 
+import httpx2 as httpx
 import pytest
 import torch
 
@@ -14,9 +16,12 @@ from tests.rollouts.helpers import FLOAT32, moved, plain_logps, request_of, rig
 from truing import RolloutError, VersionSpan
 from truing.testing import FakeWeights, check_rollout, fake_context, tiny_model
 from truing_vllm import VllmRollout
-from truing_vllm.faults import UnreachableError
-from truing_vllm.fleet import Fleet, _Course
+from truing_vllm.address import Address
+from truing_vllm.connection import Connection
+from truing_vllm.course import Course
+from truing_vllm.faults import AbsentError, UnreachableError
 from truing_vllm.opening import open_live
+from truing_vllm.server import Server
 
 ROUTES = [True, False]
 
@@ -80,6 +85,13 @@ def test_what_may_be_better_once_more_is_asked_once_more(tmp_path, fault, scale_
         assert len(run.fake.asked) == 4
 
 
+def test_that_a_server_was_busy_costs_no_try_of_a_bad_answer(tmp_path):
+    with rig(tmp_path) as run:
+        run.fake.faults.extend(["429"] * 2 + ["truncated"] * 3)
+        (one,) = run.live.submit(request_of(seeds=(4,))).result(40)
+        assert one.finish_reason != "error" and len(run.fake.asked) == 6
+
+
 @pytest.mark.parametrize("fault, says", [("500", "with 500"), ("truncated", "cannot be read"), ("two", "gave 2 completions")])
 def test_what_fails_every_time_is_an_error_of_its_completion(tmp_path, fault, says):
     with rig(tmp_path) as run:
@@ -97,22 +109,30 @@ def test_probabilities_that_are_not_finite_are_an_error_of_their_completion(tmp_
     assert broken.finish_reason == "error" and broken.extra == {"error": "the policy's probabilities are not finite"}
 
 
-def test_trouble_is_over_where_a_server_worked_on_the_request_since(tmp_path, monkeypatch):
-    with rig(tmp_path, timeout=300.0) as run:
-        fleet, course, now = run.live._fleet, _Course(), 0.0
-        monkeypatch.setattr(Fleet, "_lost", lambda self, server: None)
-        monkeypatch.setattr(Fleet, "_now", lambda self: now)
+def test_trouble_is_over_where_a_server_took_the_request_since():
+    server, course = Server(Connection(Address(url="http://127.0.0.1:9"))), Course(timeout=300.0)
+    gone, died = AbsentError("it is gone"), UnreachableError("it hung up")
+    assert not any(course.gives_up(fault, server, at) for fault, at in ((gone, 1.0), (died, 302.0), (gone, 601.0)))
+    with pytest.raises(RolloutError, match="no vLLM server could be used for 300 s; the last: it is gone"):
+        course.gives_up(gone, server, 603.0)
 
-        def fails(at: float, after: float) -> bool:
-            nonlocal now
-            now, course.asked = at, at - after
-            return fleet._gives_up(UnreachableError("it hung up"), fleet.servers[0], course)
 
-        assert not fails(at=1.0, after=1.0) and not fails(at=305.0, after=303.0) and not fails(at=604.0, after=1.0)
-        with pytest.raises(RolloutError, match="no vLLM server could be used for 300 s; the last: it hung up"):
-            fails(at=606.0, after=1.0)
-        course = _Course()  # a request that its server dies of, each time, is not asked for ever
-        assert [fails(at=1000.0 + 20 * time, after=15.0) for time in range(4)] == [False, False, False, True]
+def test_a_request_that_servers_die_of_is_not_asked_for_ever():
+    """One that they are merely gone for is, as often as it takes."""
+    server, course = Server(Connection(Address(url="http://127.0.0.1:9"))), Course(timeout=300.0)
+    faults = [*[AbsentError("it is gone")] * 20, *[UnreachableError("it hung up")] * 4]
+    assert [course.gives_up(fault, server, float(at)) for at, fault in enumerate(faults)] == [False] * 23 + [True]
+
+
+@pytest.mark.parametrize("fault", [httpx.ConnectTimeout, httpx.ConnectError, httpx.ReadError])
+def test_a_server_that_took_no_connection_is_told_from_one_that_hung_up(monkeypatch, fault):
+    async def ask(*args: object) -> None:
+        raise fault("it did")
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", ask)
+    with pytest.raises(UnreachableError, match=f"is not there: {fault.__name__} it did") as caught:
+        asyncio.run(Connection(Address(url="http://127.0.0.1:9")).get("/health", seconds=5))
+    assert isinstance(caught.value, AbsentError) == (fault is not httpx.ReadError)
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
@@ -203,13 +223,19 @@ def test_it_may_be_asked_from_many_threads(tmp_path):
     assert found == {number: str(number) for number in range(8)}
 
 
-def test_a_wrong_token_is_said_to_be_wrong(tmp_path):
+@pytest.mark.parametrize("first", ["sample", "push"])
+def test_a_wrong_token_is_said_to_be_wrong(tmp_path, first):
+    """At once, whatever is asked first: a run pushes before it samples."""
     context = fake_context(tmp_path)
     with FakeVllm(tiny_model(context.tokenizer), tmp_path) as fake:
         live = open_live(VllmRollout(server=fake.url, token="wrong"), context)
-        with pytest.raises(RolloutError, match="with 401: .*set rollout.token, or the environment's TRUING_VLLM_TOKEN"):
-            live.submit(request_of()).result(20)
+        with pytest.raises(RolloutError, match="with 401: .*; set rollout.token, or the environment's TRUING_VLLM_TOKEN"):
+            if first == "sample":
+                live.submit(request_of()).result(20)
+            else:
+                live.update_weights(0, FakeWeights(context.models["policy"]))
         live.close()
+        assert fake.calls.count("/pause") == (first == "push")
 
 
 def test_an_answer_without_end_is_cut_off(tmp_path, monkeypatch):

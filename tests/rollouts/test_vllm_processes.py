@@ -10,8 +10,7 @@ import attrs
 import pytest
 import torch
 
-from tests.rollouts.helpers import FLOAT32, Rig, moved, plain_logps, request_of, rig
-from tests.rollouts.test_vllm_weights import AdapterWeights, lora_context
+from tests.rollouts.helpers import FLOAT32, AdapterWeights, Rig, lora_context, moved, plain_logps, request_of, rig
 from truing import Completion
 from truing.testing import FakeWeights, tiny_model
 from truing_vllm import VllmRollout
@@ -98,6 +97,29 @@ def test_tokens_of_a_half_loaded_push_count_in_no_process(tmp_path, monkeypatch,
         assert run.fake.half_loaded == 0 and run.live._fleet.servers[0].proven == {1, 3}
         for (one,) in (future.result(20) for future in under_way):
             assert is_of(one, {1: before, 2: run.policy})
+
+
+@pytest.mark.parametrize("scale_out", WAYS, ids=NAMES)
+def test_tokens_of_a_half_loaded_adapter_count_in_no_process(tmp_path, watched, monkeypatch, scale_out):
+    """Of a server that was started again, which has an adapter while it is being probed."""
+    check = Probe.check
+
+    async def late(self, *args, **named):
+        await asyncio.sleep(1.0)
+        await check(self, *args, **named)
+
+    with rig(tmp_path, context=lora_context(tmp_path), fake={"scale_out": scale_out}) as run, another(run) as other:
+        moved(run.policy, 0.1)
+        run.live.update_weights(5, AdapterWeights(run.policy, tmp_path, 5))
+        tell(run, other)
+        monkeypatch.setattr(Probe, "check", late)
+        run.fake.half_loaded = 1
+        run.fake.die()
+        run.fake.restart()
+        for live in (other, run.live):
+            (one,) = live.submit(request_of(seeds=(3,))).result(20)
+            assert is_of(one, {5: run.policy})
+        assert run.fake.half_loaded == 0 and run.live._fleet.servers[0].proven == {1, 3}
 
 
 @pytest.mark.parametrize("scale_out", WAYS, ids=NAMES)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 import time
-from pathlib import Path
 
 import attrs
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
-from tests.rollouts.fake_http import Reply
 from tests.rollouts.fake_vllm import FakeVllm
-from tests.rollouts.helpers import FLOAT32, moved, plain_logps, request_of, rig
-from truing import ConfigError, OpenContext, RolloutError
+from tests.rollouts.helpers import FLOAT32, AdapterWeights, agrees, lora_context, moved, plain_logps, request_of, rig
+from truing import RolloutError
 from truing.testing import FakeWeights, fake_context, tiny_model
-from truing_vllm import ServeSettings, VllmRollout
-from truing_vllm.faults import BadAnswerError, StaleError
+from truing_vllm import VllmRollout
+from truing_vllm.faults import BadAnswerError
 from truing_vllm.fleet import Fleet
 from truing_vllm.opening import open_live
 from truing_vllm.probe import Probe
@@ -44,34 +40,6 @@ class Gathered(FakeWeights):
         for name, weight in super().parameters():
             self.names.append(name)
             yield name, weight
-
-
-@attrs.frozen(eq=False)
-class AdapterWeights(FakeWeights):
-    """What core gives a backend for a policy with an adapter."""
-
-    folder: Path
-    version: int
-
-    def parameters(self):
-        raise AssertionError("the adapter alone is wanted")
-
-    def adapter(self):
-        folder = self.folder / f"version-{self.version}"
-        self.model.save_pretrained(str(folder))
-        return folder
-
-
-def lora_context(folder: Path, **config) -> OpenContext:
-    context = fake_context(folder)
-    torch.manual_seed(0)
-    policy = get_peft_model(tiny_model(context.tokenizer, seed=1), LoraConfig(r=4, target_modules="all-linear", **config))
-    return attrs.evolve(context, models={"policy": policy.eval()})
-
-
-def agrees(run, **sampling) -> bool:
-    (one,) = run.live.submit(request_of(seeds=(3,), max_completion_length=12, **sampling)).result(20)
-    return torch.allclose(torch.tensor(one.token_logps), plain_logps(run.policy, one), atol=1e-4)
 
 
 @pytest.mark.parametrize("scale_out", [True, False], ids=["generate", "completions"])
@@ -162,6 +130,32 @@ def test_a_push_that_fails_every_time_is_an_error_and_leaves_the_server_paused(t
                 future.result(5)
 
 
+@pytest.mark.parametrize("lacks, adapter", [("/pause", False), ("/update_weights", False), ("/v1/load_lora_adapter", True)])
+def test_a_server_that_was_started_without_the_routes_is_told_how_to_start_it(tmp_path, lacks, adapter):
+    context = lora_context(tmp_path) if adapter else None
+    with rig(tmp_path, context=context, fake={"lacks": (lacks,)}) as run:
+        source = AdapterWeights(run.policy, tmp_path, 1) if adapter else FakeWeights(run.policy)
+        with pytest.raises(RolloutError, match=rf"answered {lacks}\S* with 404: .*; start it by `truing vllm-serve` with the"):
+            run.live.update_weights(1, source)
+        assert run.fake.calls.count(lacks) == 1
+
+
+def test_a_server_that_starts_again_with_another_token_is_told_to_have_it(tmp_path):
+    with rig(tmp_path) as run:
+        run.live.update_weights(1, FakeWeights(run.policy))
+        run.fake.token = "another"
+        run.live._loop.call_soon_threadsafe(run.live._fleet._lost, run.live._fleet.servers[0])
+        with pytest.raises(RolloutError, match="with 401: .*; set rollout.token"):
+            run.live.submit(request_of()).result(20)
+
+
+def test_a_server_that_is_busy_is_given_the_weights_when_it_is_not(tmp_path):
+    with rig(tmp_path) as run:
+        run.fake.busy_updates = 5
+        run.live.update_weights(1, FakeWeights(run.policy))
+        assert run.fake.busy_updates == 0 and agrees(run)
+
+
 def test_half_loaded_weights_are_found_by_the_probe(tmp_path):
     with rig(tmp_path) as run:
         run.live.update_weights(1, FakeWeights(run.policy))
@@ -210,7 +204,8 @@ def test_a_server_that_starts_again_between_requests_gets_the_weights(tmp_path):
         assert agrees(run)
 
 
-def test_a_server_that_starts_again_after_the_probe_is_not_taken_for_proven(tmp_path, monkeypatch):
+@pytest.mark.parametrize("adapter", [False, True], ids=["whole", "adapter"])
+def test_a_server_that_starts_again_after_the_probe_is_not_taken_for_proven(tmp_path, monkeypatch, adapter):
     check, restarts = Probe.check, [True]
 
     async def check_then_restart(self, *args, **named):
@@ -219,11 +214,12 @@ def test_a_server_that_starts_again_after_the_probe_is_not_taken_for_proven(tmp_
             run.fake.die()
             run.fake.restart()
 
-    with rig(tmp_path) as run:
+    with rig(tmp_path, context=lora_context(tmp_path) if adapter else None) as run:
         monkeypatch.setattr(Probe, "check", check_then_restart)
         moved(run.policy)
-        run.live.update_weights(5, FakeWeights(run.policy))
-        assert run.fake.calls.count("/update_weights") == 2 and agrees(run)
+        run.live.update_weights(5, AdapterWeights(run.policy, tmp_path, 5) if adapter else FakeWeights(run.policy))
+        assert run.live._fleet.servers[0].proven == {2} and agrees(run)
+        assert len(run.fake.state.adapters) == adapter
 
 
 def test_a_watch_that_fails_ends_what_it_watches_over(tmp_path, monkeypatch):
@@ -237,6 +233,17 @@ def test_a_watch_that_fails_ends_what_it_watches_over(tmp_path, monkeypatch):
         run.live.update_weights(5, FakeWeights(run.policy))
         run.fake.hangs = True
         run.live.submit(request_of()).result(20)
+
+
+def test_what_looks_for_a_servers_end_does_not_fail_unsaid(tmp_path):
+    def gone() -> str | None:
+        raise KeyError("a fault of ours")
+
+    with rig(tmp_path) as run, pytest.raises(RolloutError, match="what looks after the vLLM servers failed: KeyError"):
+        run.fake.hangs = True
+        future = run.live.submit(request_of())
+        run.live.end_when(gone)
+        future.result(20)
 
 
 def test_a_server_with_another_runs_weights_gets_ours(tmp_path):
@@ -276,92 +283,6 @@ def test_one_of_two_servers_may_be_away_for_a_push(tmp_path):
     assert one.state.version.endswith("-2") and one.asked and other.asked
     for answer in answers:
         assert torch.allclose(torch.tensor(answer.token_logps), plain_logps(policy, answer), atol=1e-4)
-
-
-def test_an_adapter_is_pushed_alone_under_a_name_of_its_version(tmp_path):
-    context = lora_context(tmp_path)
-    settings = {"serve": ServeSettings(dtype="float32", max_loras=2)}
-    with rig(tmp_path, context=context, **settings) as run:
-        for version in range(4):
-            moved(run.policy, 0.1)
-            run.live.update_weights(version, AdapterWeights(run.policy, tmp_path, version))
-            (one,) = run.live.submit(request_of(seeds=(3,))).result(20)
-            assert [span.version for span in one.versions] == [version]
-            assert torch.allclose(torch.tensor(one.token_logps), plain_logps(run.policy, one), atol=1e-4)
-        assert [name.split("-v")[1] for name in run.fake.state.adapters] == ["2", "3"]
-        assert "/pause" not in run.fake.calls and "gets the adapter alone" in run.live.about
-
-
-def test_as_many_adapters_are_held_as_completions_may_be_behind(tmp_path):
-    context = attrs.evolve(lora_context(tmp_path), max_staleness=2)
-    with rig(tmp_path, context=context, serve=ServeSettings(dtype="float32", max_loras=3)) as run:
-        assert run.live.adapter_alone
-    message = "rollout.serve.max_loras is 2, and with rollout.max_staleness 2 completions of 3 versions .* set it to 3 or more"
-    with (
-        pytest.raises(ConfigError, match=message),
-        rig(tmp_path, context=context, serve=ServeSettings(dtype="float32", max_loras=2)),
-    ):
-        pass
-
-
-def test_an_adapter_goes_through_the_folder_for_weights_where_one_is_named(tmp_path):
-    with rig(tmp_path, context=lora_context(tmp_path), weights_dir=tmp_path / "shared") as run:
-        moved(run.policy, 0.1)
-        run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
-        shutil.rmtree(tmp_path / "version-1")  # which servers of other machines do not see
-        run.fake.die()
-        run.fake.restart()
-        assert agrees(run)
-    assert not list((tmp_path / "shared").glob("*/*"))
-
-
-def test_an_adapter_is_pushed_again_to_a_server_that_started_again(tmp_path):
-    with rig(tmp_path, context=lora_context(tmp_path)) as run:
-        moved(run.policy, 0.1)
-        run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
-        run.fake.die()
-        run.fake.restart()
-        assert agrees(run)
-
-
-@pytest.mark.parametrize(
-    "config, serve, why",
-    [
-        ({"use_dora": True}, {}, "vLLM has no DoRA"),
-        ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save trains whole modules beside it"),
-        ({"rank_pattern": {"q_proj": 600}}, {}, "its rank is 4, 600, and vLLM takes 1 to 512"),
-        ({}, {"data_parallel_size": 2}, "a server with data_parallel_size > 1 loads adapters into one copy only"),
-    ],
-)
-def test_an_adapter_that_a_server_cannot_take_is_merged_and_that_is_said(tmp_path, config, serve, why):
-    with rig(tmp_path, context=lora_context(tmp_path, **config), serve=ServeSettings(dtype="float32", **serve)) as run:
-        assert not run.live.adapter_alone and f"gets all weights with the adapter merged, because {why}" in run.live.about
-
-
-def test_an_adapter_that_is_refused_is_refused_with_the_servers_reason(tmp_path, monkeypatch):
-    async def refuse(self, query, body):
-        return Reply({"error": "LoRA rank 4 is greater than max_lora_rank 2"}, 400)
-
-    with rig(tmp_path, context=lora_context(tmp_path)) as run:
-        monkeypatch.setattr(FakeVllm, "_v1_load_lora_adapter", refuse)
-        with pytest.raises(RolloutError, match=r"/v1/load_lora_adapter with 400: .*rank 4 is greater than max_lora_rank 2"):
-            run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
-
-
-def test_an_adapter_that_is_loaded_once_more_finds_no_keys_and_values_of_its_name(tmp_path, monkeypatch):
-    check, doubts = Probe.check, [StaleError("it has others")]
-
-    async def doubt(self, *args, **named):
-        if doubts:
-            raise doubts.pop()
-        await check(self, *args, **named)
-
-    with rig(tmp_path, context=lora_context(tmp_path)) as run:
-        monkeypatch.setattr(Probe, "check", doubt)
-        run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
-        calls = [call for call in run.fake.calls if "lora" in call or "cache" in call]
-        load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-        assert calls == [load, load, unload, "/reset_prefix_cache", load] and agrees(run)
 
 
 def test_a_server_that_takes_long_to_come_back_gets_the_weights_of_then(tmp_path, monkeypatch):

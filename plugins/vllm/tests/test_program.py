@@ -18,6 +18,7 @@ from pathlib import Path
 import attrs
 import psutil
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from truing import ConfigError, RolloutError, RolloutRequest, Sampling, SetupError, TruingError
 from truing.config import load_config
@@ -120,7 +121,7 @@ def test_the_stock_program_gets_our_part_and_the_token_but_not_on_its_command_li
         '--weight-transfer-config {"backend":"safetensors"}',
         f"--middleware {PACKAGE}.guard.Guard",
         "--generation-config vllm",
-        "--max-lora-rank 8 --max-loras 4",
+        "--max-lora-rank 8 --max-loras 4 --max-cpu-loras 8",
     ):
         assert words in line
     environment = seen["environment"]
@@ -144,6 +145,27 @@ def test_a_run_has_a_random_token_that_its_next_server_has_too(stand_in, tmp_pat
     assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
     monkeypatch.setenv("TRUING_VLLM_TOKEN", "chosen")
     assert program.token(tmp_path / "one") == "chosen"
+
+
+def test_a_token_is_in_its_file_at_once(stand_in, tmp_path, monkeypatch):
+    """For a second server of the run may read it while the first writes it; one that has none is not taken."""
+    link, seen = os.link, []
+
+    def linked(draft: str, path: Path) -> None:
+        seen.append((Path(draft).read_text(), path.exists()))
+        link(draft, path)
+
+    monkeypatch.setattr(os, "link", linked)
+    program = program_of(stand_in)
+    token = program.token(tmp_path / "kept")
+    assert seen == [(token, False)] and [path.name for path in tmp_path.glob("kept*")] == ["kept"]
+    (tmp_path / "kept").write_text("")
+    with pytest.raises(ConfigError, match="/kept, which has the token of the run's servers, is empty; remove it"):
+        program.token(tmp_path / "kept")
+    with pytest.raises(
+        ConfigError, match="/none/kept, for the token of the run's servers, cannot be written: .*; set rollout.token"
+    ):
+        program.token(tmp_path / "none" / "kept")
 
 
 def test_every_start_has_a_name_of_its_own(stand_in, tmp_path):
@@ -321,17 +343,27 @@ def spawning(stand_in: Path, **settings) -> VllmRollout:
     return VllmRollout(mode="spawn", serve=ServeSettings(executable=str(stand_in), port=free_port()), **settings)
 
 
-def test_a_server_of_the_runs_own_that_dies_is_not_waited_for(stand_in, tmp_path):
+@pytest.mark.parametrize("logged, ends", [(True, "a line of"), (False, r"\(it cannot be read: ")])
+def test_a_server_of_the_runs_own_that_dies_is_not_waited_for(stand_in, tmp_path, logged, ends):
     """Nobody starts it again; what ends with it is what is asked now, later, and what is pushed."""
     live = open_live(spawning(stand_in, timeout=600.0), fake_context(tmp_path))
     try:
+        if not logged:
+            (tmp_path / "vllm-server.log").unlink()
         os.kill(json.loads((tmp_path / "seen.json").read_text())["pid"], signal.SIGKILL)
         request = RolloutRequest(id="a", prompt_ids=(5,), seeds=(1,), sampling=Sampling(max_completion_length=4))
         for _ in range(2):
-            with pytest.raises(RolloutError, match=r"vllm serve ended with code -9; its log, .*vllm-server.log, ends:\na line of"):
+            with pytest.raises(RolloutError, match=rf"vllm serve ended with code -9; its log, .*vllm-server.log, ends:\n{ends}"):
                 live.submit(request).result(60)
     finally:
         live.close()
+
+
+def test_a_server_of_the_runs_own_has_room_for_every_rank_of_the_adapter(stand_in, tmp_path):
+    context, config = fake_context(tmp_path), LoraConfig(r=4, target_modules="all-linear", rank_pattern={"q_proj": 12})
+    models = {"policy": get_peft_model(context.models["policy"], config)}
+    open_live(spawning(stand_in), attrs.evolve(context, models=models)).close()
+    assert "--max-lora-rank 16 " in " ".join(json.loads((tmp_path / "seen.json").read_text())["arguments"])
 
 
 def test_a_run_of_several_processes_hears_of_it_in_all_of_them(tmp_path):

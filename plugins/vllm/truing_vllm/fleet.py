@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 
 from truing import Completion, RolloutError, RolloutRequest, VersionSpan
-from truing_vllm.connection import CONNECT_SECONDS
-from truing_vllm.faults import BadAnswerError, BusyError, LateError, RefusedError, ServerFault, StaleError, UnreachableError
+from truing_vllm.course import TRIES, Course, pause_before
+from truing_vllm.faults import BusyError, LateError, RefusedError, ServerFault, StaleError, UnreachableError, remedy
 from truing_vllm.labels import Label
 from truing_vllm.probe import Probe
 from truing_vllm.server import Server
@@ -19,10 +19,6 @@ from truing_vllm.updates import Update, WholeWeights
 from truing_vllm.versions import label_of, versions_of
 from truing_vllm.wire import Sample, sampling_params
 
-TRIES = 4
-"""How often something is tried that fails on a server that is there."""
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between tries; each pause is twice the one before."""
 HEALTH_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 """Between looks whether a server of the run's own is gone."""
@@ -34,25 +30,6 @@ GREETING_SECONDS = 5.0
 
 class PushError(Exception):
     """A server is there and does not have the weights that it was given."""
-
-
-def pause_before(attempt: int) -> float:
-    """Return the seconds to wait before a try, counted from 1."""
-    return min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** (attempt - 1))
-
-
-@attrs.define(eq=False)
-class _Course:
-    """What one completion met with so far."""
-
-    asked: float = 0.0
-    failures: int = 0
-    deaths: int = 0
-    """How often a server was gone while it worked on the request."""
-    trouble: float | None = None
-    """Since when no server took the request."""
-    hung: set[Server] = attrs.field(factory=set)
-    problem: str = ""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -106,7 +83,7 @@ class Fleet:
 
     async def _tried(self, request: RolloutRequest, index: int, server: Server) -> Completion:
         """Ask until there is an answer, or none is to be had: of this server, and of others where it is gone."""
-        course = _Course()
+        course = Course(self.timeout)
         while True:
             if self.fatal is not None:
                 raise self.fatal
@@ -115,45 +92,13 @@ class Fleet:
             try:
                 return await self._attempt(server, request, index)
             except ServerFault as fault:
-                course.problem = str(fault)
-                if self._gives_up(fault, server, course):
-                    return _failed(request, index, str(fault))
+                given_up = course.gives_up(fault, server, self._now())
+                # one that is late is asked again once it answers the probe; if it never does, that is an error of the run
+                if isinstance(fault, UnreachableError | StaleError) or (isinstance(fault, LateError) and not given_up):
+                    self._lost(server)
+                if given_up:
+                    return _failed(request, index, course.problem)
             await asyncio.sleep(pause_before(max(1, course.failures)))
-
-    def _gives_up(self, fault: ServerFault, server: Server, course: _Course) -> bool:
-        """Return whether a fault is one of this completion, not to be asked for again. Raises RolloutError for one of the run."""
-        if isinstance(fault, RefusedError):
-            if fault.status in (401, 403):
-                raise RolloutError(f"{fault}; set rollout.token, or the environment's TRUING_VLLM_TOKEN") from fault
-            return True
-        if isinstance(fault, LateError):
-            return self._was_late(fault, server, course)
-        course.failures += 1
-        if isinstance(fault, BadAnswerError):
-            return course.failures >= TRIES
-        if not isinstance(fault, BusyError):
-            self._lost(server)
-        if self._was_taken(fault, course):
-            course.trouble, course.deaths = None, course.deaths + 1
-            if course.deaths >= TRIES:
-                return True
-        if course.trouble is None:
-            course.trouble = self._now()
-        if self._now() - course.trouble > self.timeout:
-            raise RolloutError(f"no vLLM server could be used for {self.timeout:.0f} s; the last: {fault}") from fault
-        return False
-
-    def _was_taken(self, fault: ServerFault, course: _Course) -> bool:
-        """Return whether a server worked on the request before it failed: longer than a connection takes that never comes about."""
-        return isinstance(fault, UnreachableError) and self._now() - course.asked > CONNECT_SECONDS
-
-    def _was_late(self, fault: LateError, server: Server, course: _Course) -> bool:
-        """Return whether it is this request that takes too long: the server answered others since, or once it was looked at."""
-        if server.answered >= course.asked or server in course.hung:
-            return True
-        self._lost(server)  # until it answers the probe, and if it never does that is an error of the run
-        course.hung.add(server)
-        return False
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -184,7 +129,7 @@ class Fleet:
             return await versions_of(sample, update, before, server, seconds=self.timeout)
         return (VersionSpan(version=0 if update is None else update.version, start=0, end=len(sample.token_ids)),)
 
-    async def _available(self, wanted: Server, course: _Course) -> Server:
+    async def _available(self, wanted: Server, course: Course) -> Server:
         """Return a server that is there, the wanted one if it may be, when there is one. Raises RolloutError where none comes."""
         await self.wait_for_any(course.problem)
         there = [server for server in self.servers if server.up]
@@ -229,6 +174,9 @@ class Fleet:
                 await self._look_at(server)
                 server.up = server.installed is self.update or not self.pushes
             except ServerFault as fault:
+                if (advice := remedy(fault)) is not None:
+                    self._end(PushError(f"{fault}; {advice}"))
+                    return
                 if isinstance(fault, StaleError):
                     server.installed = None
                 attempt += 1
@@ -240,6 +188,9 @@ class Fleet:
 
     async def end_when(self, gone: Callable[[], str | None]) -> None:
         """Let nothing go on as soon as `gone` says why: a server that nobody starts again is not waited for."""
+        self._start(self._end_when(gone))
+
+    async def _end_when(self, gone: Callable[[], str | None]) -> None:
         while (why := gone()) is None:
             await asyncio.sleep(LOOK_SECONDS)
         self._end(RolloutError(why))
@@ -263,7 +214,7 @@ class Fleet:
         elif not held:
             raise StaleError(f"{server} does not have version {update.version} of the weights, which the first process gives it")
         elif self.probe is not None:
-            await self.probe.check(server, update, seconds=min(HEALTH_SECONDS * 3, self.timeout))
+            await self.probe.check(server, update.model, seconds=min(HEALTH_SECONDS * 3, self.timeout))
 
     async def greet(self) -> None:
         """Return when a server is healthy. Raises RolloutError where none is within the timeout."""
@@ -326,7 +277,7 @@ class Fleet:
         self._lost(server)
 
     async def _install(self, server: Server) -> None:
-        """Give a server the weights of now. Raises PushError where it does not take them, ServerFault where it is gone."""
+        """Give a server the weights of now. Raises PushError where it does not take them, ServerFault where it is gone or busy."""
         async with server.lock:
             given, tries = None, 0
             while True:
@@ -335,12 +286,15 @@ class Fleet:
                 given, tries = update, tries + 1 if given is update else 1
                 try:
                     return await self._give(server, update, probe)
-                except (UnreachableError, LateError):
+                except (UnreachableError, LateError, BusyError):
                     raise
                 except ServerFault as fault:
+                    if (advice := remedy(fault)) is not None:
+                        raise PushError(f"{fault}; {advice}") from fault
                     if tries >= TRIES and update is self.update:
+                        hint = update.hint if isinstance(fault, StaleError) else ""
                         raise PushError(
-                            f"{server} did not take version {update.version} of the weights in {TRIES} tries: {fault}{update.hint}"
+                            f"{server} did not take version {update.version} of the weights in {TRIES} tries: {fault}{hint}"
                         ) from fault
                 await asyncio.sleep(pause_before(tries))
 
@@ -348,8 +302,8 @@ class Fleet:
         """Try once to give a server weights, under a label of its own that it bears as proven when a probe found them right."""
         server.attempts += 1
         label = Label(update.run, server.attempts, update.version)
-        await update.apply(server.connection, label, seconds=self.timeout)
-        await probe.check(server, update, seconds=self.timeout)
+        name = await update.apply(server.connection, label, seconds=self.timeout)
+        await probe.check(server, name, seconds=self.timeout)
         await update.confirm(server.connection, label, seconds=self.timeout)
         server.proven.add(label.attempt)
         server.installed = update

@@ -19,7 +19,7 @@ from truing_vllm.address import FILE, TOKEN_VARIABLE, Address, read_entries
 from truing_vllm.backend import VllmRollout
 from truing_vllm.live import LiveVllm
 from truing_vllm.program import Program, Running
-from truing_vllm.trainer import lora_room, weights_folder, why_merged
+from truing_vllm.trainer import lora_ranks, lora_room, weights_folder, why_merged
 
 LOG = "vllm-server.log"
 
@@ -57,16 +57,21 @@ def _require_room(max_loras: int, staleness: int) -> None:
 def find_addresses(settings: VllmRollout, run_dir: Path) -> list[Address]:
     """Return the servers that the configuration names, or that were started for this run. Raises SetupError for none."""
     entries = read_entries(run_dir)
-    token = settings.token or os.environ.get(TOKEN_VARIABLE)
+    token = settings.served.token or os.environ.get(TOKEN_VARIABLE)
     if settings.urls:
-        written = {entry.url: entry.token for entry in entries}
-        return [Address(url=url, token=token or written.get(url.rstrip("/"))) for url in settings.urls]
+        written = {_place(entry.url): entry.token for entry in entries}
+        return [Address(url=url, token=token or written.get(_place(url))) for url in settings.urls]
     if not entries:
         raise SetupError(
             f"no vLLM server is known: {run_dir / FILE} names none that runs. Start one with `truing vllm-serve CONFIG`, name "
             "yours (rollout.server: http://host:port), or let the run start its own (rollout.mode: spawn)"
         )
     return [Address(url=entry.url, token=entry.token) for entry in entries]
+
+
+def _place(url: str) -> str:
+    """Return an address as other spellings of it have it too."""
+    return url.rstrip("/").replace("://localhost:", "://127.0.0.1:")
 
 
 def _about(addresses: list[Address], is_adapter: bool, merged: str | None) -> str:
@@ -111,7 +116,7 @@ def _spawned(
 
 def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapter_alone: bool) -> Running:
     configs = context.models["policy"].peft_config.values() if adapter_alone else ()
-    ranks = [config.r for config in configs]
+    ranks = [rank for config in configs for rank in lora_ranks(config)]
     program = Program(
         settings=settings.served,
         model=str(context.policy.config._name_or_path),

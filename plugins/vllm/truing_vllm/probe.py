@@ -15,7 +15,6 @@ from torch import Tensor
 
 from truing_vllm.faults import StaleError
 from truing_vllm.server import Server
-from truing_vllm.updates import Update
 from truing_vllm.wire import draw_params
 
 TEMPERATURE = 0.5
@@ -32,9 +31,11 @@ class Probe:
     tolerance: float
     """Mean difference in nats that rounding explains."""
 
-    async def check(self, server: Server, update: Update | None, *, seconds: float) -> None:
-        """Return when a server's weights are the policy's. Raises StaleError where they are others, or another ServerFault."""
-        model = None if update is None else update.model
+    async def check(self, server: Server, model: str | None, *, seconds: float) -> None:
+        """Return when a server's weights of that name are the policy's; None is the model itself.
+
+        Raises StaleError where they are others, or another ServerFault.
+        """
         params: dict[str, Any] = draw_params(seed=0, limit=1, temperature=TEMPERATURE)
         answers = await asyncio.gather(*(server.sample(prompt, params, model, seconds=seconds) for prompt in self.prompts))
         if not all(sample.token_ids for sample in answers):

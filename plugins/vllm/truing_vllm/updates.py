@@ -33,8 +33,11 @@ class Update(Protocol):
     def hint(self) -> str:
         """What to add where a server is said not to have them."""
 
-    async def apply(self, connection: Connection, label: Label, *, seconds: float) -> None:
-        """Give a server these weights; each call may take so long. Raises a ServerFault, and the server samples nothing then."""
+    async def apply(self, connection: Connection, label: Label, *, seconds: float) -> str | None:
+        """Give a server these weights, and return what the probe has to name to get them; each call may take so long.
+
+        Raises a ServerFault, and no process counts what the server samples then.
+        """
 
     async def confirm(self, connection: Connection, label: Label, *, seconds: float) -> None:
         """Tell a server that these weights were shown to be right, so that every process learns it there."""
@@ -92,32 +95,43 @@ class WholeWeights:
 
 @attrs.frozen(kw_only=True)
 class AdapterWeights:
-    """An adapter under a name of its own, beside those of earlier versions."""
+    """An adapter under a name of its own, beside those of earlier versions; to be probed, under the name of the try.
+
+    Processes ask for what they want by its name, so that this one is not to be had before it is known to be right.
+    """
 
     run: str
     version: int
     model: str
     folder: Path
-    older: Sequence[str]
-    """Names of versions that are not to be kept."""
+    kept: Sequence[str]
+    """Names of versions that are to stay."""
     hint: str = "; an adapter lies over the model that the server was started with, so start it anew where a run changed that"
 
-    async def apply(self, connection: Connection, label: Label, *, seconds: float) -> None:
-        """Let go of the oldest, and load this one."""
-        for name in self.older:
-            with suppress(RefusedError):  # a server that was started since does not have it
-                await connection.post("/v1/unload_lora_adapter", {"lora_name": name}, seconds=seconds)
-        body = {"lora_name": self.model, "lora_path": str(self.folder)}
-        try:
-            await connection.post("/v1/load_lora_adapter", body, seconds=seconds)
-        except RefusedError:  # of a try before there may be one of that name, and keys and values that bear it
-            with suppress(RefusedError):
-                await connection.post("/v1/unload_lora_adapter", {"lora_name": self.model}, seconds=seconds)
-                await connection.post("/reset_prefix_cache?reset_running_requests=true", {}, seconds=seconds)
-            await connection.post("/v1/load_lora_adapter", body, seconds=seconds)
+    async def apply(self, connection: Connection, label: Label, *, seconds: float) -> str:
+        """Let go of what is not to stay, be it of tries before, and load this one under the name of the try."""
+        names = model_names(await connection.get("/v1/models", seconds=seconds))
+        for name in names:
+            if self.run in name and name not in self.kept:
+                await self._unload(connection, name, seconds)
+        if self.model in names:  # keys and values bear the name
+            await connection.post("/reset_prefix_cache?reset_running_requests=true", {}, seconds=seconds)
+        await self._load(connection, str(label), seconds)
+        return str(label)
 
     async def confirm(self, connection: Connection, label: Label, *, seconds: float) -> None:
-        """Nothing is to be told: no process asks for an adapter before the first one names it."""
+        """Load it under the name that processes ask for. Raises StaleError where the server does not have the try any more."""
+        try:
+            await self._unload(connection, str(label), seconds)
+        except RefusedError as fault:
+            raise StaleError(f"{connection} does not have {label}, which it was given: it was started again") from fault
+        await self._load(connection, self.model, seconds)
+
+    async def _load(self, connection: Connection, name: str, seconds: float) -> None:
+        await connection.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(self.folder)}, seconds=seconds)
+
+    async def _unload(self, connection: Connection, name: str, seconds: float) -> None:
+        await connection.post("/v1/unload_lora_adapter", {"lora_name": name}, seconds=seconds)
 
     async def is_held(self, connection: Connection, *, seconds: float) -> bool:
         """Return whether it serves a model of that name."""
