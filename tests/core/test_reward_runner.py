@@ -107,10 +107,10 @@ def test_what_a_failure_does(context):
     masked = entry("raises_for_bad")
     with RewardRunner([masked, entry("length")], context) as runner:
         scored = runner.submit(COMPLETIONS).result()
-    assert scored.values == ((1.0, 1.0), (None, 3.0), (1.0, 2.0)) and scored.failed == (False, True, False)
+    assert scored.values == ((1.0, 1.0), (None, 3.0), (1.0, 2.0)) and scored.failed == (False, True, False) and scored.made_up == 0
     with RewardRunner([attrs.evolve(masked, on_error=-2.0)], context) as runner:
         scored = runner.submit(COMPLETIONS).result()
-    assert column(scored) == [1.0, -2.0, 1.0] and scored.failed == (False,) * 3
+    assert column(scored) == [1.0, -2.0, 1.0] and scored.failed == (False,) * 3 and scored.made_up == 1
     assert (
         scored.errors == {"some_rewards.raises_for_bad": 1} and "ValueError: bad" in scored.messages["some_rewards.raises_for_bad"]
     )

@@ -114,7 +114,7 @@ class LateRiser(FakeRollout):
 
 
 def test_what_fails_while_groups_are_drawn_again_ends_no_run_that_it_would_not_have_ended_before(tmp_path):
-    """No completion of two prompts of eight has a score. Drawn again thrice, they would be 8 + 24 of 32 + 24, which is too many."""
+    """A reward fails on two prompts of eight. Drawn again thrice, they would be 8 + 24 failures of 32 + 24, which is too many."""
 
     @attrs.frozen(kw_only=True)
     class Dynamic(Grpo):
@@ -126,11 +126,12 @@ def test_what_fails_while_groups_are_drawn_again_ends_no_run_that_it_would_not_h
             raise RuntimeError("cannot see")
         return float(sum(map(ord, response)))
 
-    entry = RewardEntry(reward=truing.rewards.as_reward(half_blind))
-    state = align(tmp_path / "run", Dynamic(), rewards=[entry], max_steps=1, batch_size=8, dataset=ROWS[:8])
-    line = state.history[0]
-    assert (line["completions/lost"], line["dynamic_sampling/resampled"]) == (2 * 4, 0)
-    assert line["rewards/half_blind/error_rate"] == 0.25
+    for on_error, lost in (("mask", 2 * 4), (0.0, 0)):
+        entry = RewardEntry(reward=truing.rewards.as_reward(half_blind), on_error=on_error)
+        folder = tmp_path / str(on_error)
+        line = align(folder, Dynamic(), rewards=[entry], max_steps=1, batch_size=8, dataset=ROWS[:8]).history[0]
+        assert (line["completions/lost"], line["dynamic_sampling/resampled"]) == (lost, 0)
+        assert line["rewards/half_blind/error_rate"] == 0.25
     with pytest.raises(RolloutError, match="failed on 32 of 32 completions, more than rollout.max_error_rate 0.5 allows"):
         align(tmp_path / "late", Dynamic(), rollout={"backend": LateRiser()}, max_steps=1, batch_size=8, dataset=ROWS[:8])
 

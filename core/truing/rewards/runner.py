@@ -52,6 +52,8 @@ class Scored:
     """By reward: how many samples have no score of its own because calls failed."""
     messages: Mapping[str, str]
     """By reward with such samples: what the first failure was."""
+    made_up: int = 0
+    """Samples of which a number stands for a score, as on_error says, and that are not to be left out."""
 
 
 class Pending:
@@ -198,11 +200,13 @@ class RewardRunner:
             row, fault = next(iter(faults.items()))
             where = f"{len(faults)} of {len(completions)} completions of {completions[row].request_id}"
             self._log.note(f"reward {name!r}: no score for {where}: {fault}")
+        failed = tuple(any(row in faults for faults in masking) for row in range(len(completions)))
         return Scored(
             values=tuple(tuple(column[row] for column in columns) for row in range(len(completions))),
-            failed=tuple(any(row in faults for faults in masking) for row in range(len(completions))),
+            failed=failed,
             errors={name: len(faults) for name, faults in faulty.items()},
             messages={name: next(iter(faults.values())) for name, faults in faulty.items()},
+            made_up=sum(not failed[row] for row in {row for faults in faulty.values() for row in faults}),
         )
 
     def _column(self, place: int, outcome: Outcome, completions: Sequence[Completion]) -> Sequence[float | None]:

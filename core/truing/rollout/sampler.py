@@ -57,6 +57,8 @@ class Group:
     """One row for each completion, one column for each reward; NaN where that does not apply."""
     lost: int
     """Completions without a score: the backend failed on them, or a reward did whose failures are left out."""
+    made_up: int = 0
+    """Those of the others of which a number stands for a score, for a reward failed on them."""
 
     @property
     def spans(self) -> Iterator[VersionSpan]:
@@ -189,10 +191,10 @@ class Sampler:
         """Return the groups of what was asked for, in its order, when all are sampled and scored.
 
         A group whose completions are all worth the same teaches nothing and, with `resamplings`, is drawn again until they differ
-        or the tries are used up; not so one of which fewer than two have a worth, for what failed would fail again. One with a
-        token of weights before the version `oldest` is dropped and drawn again. Raises PluginError for a backend that does not
-        answer as it is asked, RolloutError for one that goes on sampling from older weights, and what the backend and the rewards
-        raise.
+        or the tries are used up; not so one of which fewer than two have a score of their own, for what failed would fail again.
+        One with a token of weights before the version `oldest` is dropped and drawn again. Raises PluginError for a backend that
+        does not answer as it is asked, RolloutError for one that goes on sampling from older weights, and what the backend and the
+        rewards raise.
         """
         lot = Lot()
         groups = self._groups(asked, lot)
@@ -204,7 +206,7 @@ class Sampler:
                     f"{oldest} may be trained on: it does not take the weights that it is sent"
                 )
             fresh = [sample for sample in groups if sample not in stale] if attempt <= resamplings else []
-            again = [*stale, *(sample for sample in fresh if all_alike(self.worths(groups[sample])))]
+            again = [*stale, *(sample for sample in fresh if self._teaches_nothing(groups[sample]))]
             if not again:
                 break
             lot.stale += sum(len(groups[sample].completions) for sample in stale)
@@ -212,6 +214,9 @@ class Sampler:
             groups |= self._groups(self.ask(asked.prompts, again, asked.count, asked.lot, attempt), lot)
         lot.groups = [groups[sample] for sample in asked.requests]
         return lot
+
+    def _teaches_nothing(self, group: Group) -> bool:
+        return len(group.completions) - group.made_up > 1 and all_alike(self.worths(group)) is True
 
     def _groups(self, asked: Asked, lot: Lot) -> dict[int, Group]:
         """Return the groups of what was asked for, by sample, and count in `lot` what was drawn for them."""
@@ -329,6 +334,7 @@ def _group(sample: int, count: int, completions: Sequence[Completion], pending: 
         completions=tuple(completions[index] for index in kept),
         rewards=tuple(tuple(NAN if value is None else value for value in scored.values[index]) for index in kept),
         lost=count - len(kept),
+        made_up=scored.made_up,
     )
 
 
