@@ -54,6 +54,26 @@ def test_an_adapter_goes_through_the_folder_for_weights_where_one_is_named(tmp_p
     assert not list((tmp_path / "shared").glob("*/*"))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_adapter_that_cannot_be_copied_is_an_error_of_every_process(tmp_path, monkeypatch, rank):
+    asked = []
+
+    def gathered(own: list) -> list:
+        asked.extend(own)
+        return [(None, (RolloutError, "it cannot be written to")), (tmp_path, None)]
+
+    context = attrs.evolve(lora_context(tmp_path), rank=rank, num_ranks=2)
+    with rig(tmp_path, context=context, weights_dir=tmp_path / "file" / "w") as run:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr("truing.train.ranks.gather_object", gathered)
+        says = (
+            "cannot be written to" if rank == 0 else "copying the adapter for the servers failed in process 0: it cannot be written"
+        )
+        with pytest.raises(RolloutError, match=says):
+            run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
+        assert len(asked) == 1 and (asked[0][1] is None) == (rank == 1)
+
+
 def test_an_adapter_is_pushed_again_to_a_server_that_started_again(tmp_path):
     with rig(tmp_path, context=lora_context(tmp_path)) as run:
         moved(run.policy, 0.1)

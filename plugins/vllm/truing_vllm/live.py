@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 from truing import Completion, OpenContext, RolloutRequest, WeightSource
@@ -117,13 +118,16 @@ class LiveVllm:
                     pass
 
     def _adapter(self, version: int, source: WeightSource) -> Update:
-        folder = source.adapter()
-        assert folder is not None
-        name = f"{self.run}-v{version}"
-        if self.settings.weights_dir is not None and self.context.rank == 0:
-            folder = self.files.copy(name, folder)
+        saved = source.adapter()
+        assert saved is not None
+        folder, name = saved, f"{self.run}-v{version}"
+        if self.settings.weights_dir is not None:
+            folder, *_ = together(lambda: self._copied(name, saved), "copying the adapter for the servers")
         self._adapters = [*(known for known in self._adapters if known != name), name][-self.settings.serve.max_loras :]
         return AdapterWeights(run=self.run, version=version, model=name, folder=folder.absolute(), kept=self._adapters[:-1])
+
+    def _copied(self, name: str, folder: Path) -> Path:
+        return self.files.copy(name, folder) if self.context.rank == 0 else folder
 
     def close(self) -> None:
         """Hang up, stop a server that the run started, and remove what went through the folder for weights."""
