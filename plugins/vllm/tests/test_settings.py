@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from truing import ConfigError
 from truing.config import dump_config, load_config
 from truing.registry import Registry
 from truing_vllm import ServeSettings, VllmRollout
-from truing_vllm.address import Address
+from truing_vllm.address import Address, Entry, written_down
+from truing_vllm.opening import find_addresses
 
 
 def test_it_is_found_by_its_entry_point():
@@ -90,15 +92,26 @@ def test_servers_that_are_started_ask_for_the_runs_token():
     assert VllmRollout().served.token is None
 
 
+@pytest.mark.parametrize("given", [{"token": "a"}, {"serve": ServeSettings(host="0.0.0.0", token="a")}])
+def test_servers_that_are_named_are_sent_the_token_that_is_set(tmp_path, given):
+    urls = ("http://10.0.0.7:8000", "http://10.0.0.8:8000")
+    assert find_addresses(VllmRollout(server=urls, **given), tmp_path) == [Address(url=url, token="a") for url in urls]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://127.0.0.1:8000/", "http://localhost:8000"])
+def test_a_server_that_is_named_is_sent_the_token_that_was_written_down(tmp_path, monkeypatch, url):
+    monkeypatch.delenv("TRUING_VLLM_TOKEN", raising=False)
+    with written_down(tmp_path, Entry(url="http://127.0.0.1:8000", token="a", pid=os.getpid())):
+        assert find_addresses(VllmRollout(server=url), tmp_path) == [Address(url=url, token="a")]
+
+
 def test_a_token_is_not_shown():
     assert "secret" not in repr(Address(url="http://a:1", token="secret"))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::", "gpu7"])
 def test_an_address_that_others_reach_needs_a_token_that_somebody_chose(host):
-    with pytest.raises(
-        ConfigError, match=f"rollout.serve.host is '{host}', which other machines reach: .* Set rollout.serve.token"
-    ):
+    with pytest.raises(ConfigError, match=f"rollout.serve.host is '{host}', which other machines reach: .* Set rollout.token"):
         ServeSettings(host=host).require_safe(None)
     ServeSettings(host=host).require_safe("chosen")
     ServeSettings().require_safe(None)

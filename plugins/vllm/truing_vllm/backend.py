@@ -32,8 +32,8 @@ class VllmRollout(Rollout):
     )
     token: str | None = setting(
         None,
-        help="What servers ask for, and those are told that are started; null: environment TRUING_VLLM_TOKEN, or what vllm-serve "
-        "wrote down.",
+        help="What servers ask for, and those are told that are started; null: serve.token, environment TRUING_VLLM_TOKEN, or what "
+        "vllm-serve wrote down.",
     )
     timeout: float = setting(
         300.0, gt=0, help="Seconds that a server may take for one completion or push, and that one that is gone has to come back."

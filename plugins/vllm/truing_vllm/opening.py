@@ -57,16 +57,21 @@ def _require_room(max_loras: int, staleness: int) -> None:
 def find_addresses(settings: VllmRollout, run_dir: Path) -> list[Address]:
     """Return the servers that the configuration names, or that were started for this run. Raises SetupError for none."""
     entries = read_entries(run_dir)
-    token = settings.token or os.environ.get(TOKEN_VARIABLE)
+    token = settings.served.token or os.environ.get(TOKEN_VARIABLE)
     if settings.urls:
-        written = {entry.url: entry.token for entry in entries}
-        return [Address(url=url, token=token or written.get(url.rstrip("/"))) for url in settings.urls]
+        written = {_place(entry.url): entry.token for entry in entries}
+        return [Address(url=url, token=token or written.get(_place(url))) for url in settings.urls]
     if not entries:
         raise SetupError(
             f"no vLLM server is known: {run_dir / FILE} names none that runs. Start one with `truing vllm-serve CONFIG`, name "
             "yours (rollout.server: http://host:port), or let the run start its own (rollout.mode: spawn)"
         )
     return [Address(url=entry.url, token=entry.token) for entry in entries]
+
+
+def _place(url: str) -> str:
+    """Return an address as other spellings of it have it too."""
+    return url.rstrip("/").replace("://localhost:", "://127.0.0.1:")
 
 
 def _about(addresses: list[Address], is_adapter: bool, merged: str | None) -> str:

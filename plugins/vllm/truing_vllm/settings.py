@@ -48,5 +48,5 @@ class ServeSettings:
         if self.uds is None and self.host not in LOOPBACK and not token:
             raise ConfigError(
                 f"rollout.serve.host is {self.host!r}, which other machines reach: whoever does could replace its weights. "
-                "Set rollout.serve.token (or the environment's TRUING_VLLM_TOKEN) to a long random text, or listen on 127.0.0.1"
+                "Set rollout.token (or the environment's TRUING_VLLM_TOKEN) to a long random text, or listen on 127.0.0.1"
             )
