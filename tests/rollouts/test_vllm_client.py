@@ -14,9 +14,12 @@ from tests.rollouts.helpers import FLOAT32, moved, plain_logps, request_of, rig
 from truing import RolloutError, VersionSpan
 from truing.testing import FakeWeights, check_rollout, fake_context, tiny_model
 from truing_vllm import VllmRollout
+from truing_vllm.address import Address
+from truing_vllm.connection import Connection
+from truing_vllm.course import Course
 from truing_vllm.faults import UnreachableError
-from truing_vllm.fleet import Fleet, _Course
 from truing_vllm.opening import open_live
+from truing_vllm.server import Server
 
 ROUTES = [True, False]
 
@@ -97,22 +100,18 @@ def test_probabilities_that_are_not_finite_are_an_error_of_their_completion(tmp_
     assert broken.finish_reason == "error" and broken.extra == {"error": "the policy's probabilities are not finite"}
 
 
-def test_trouble_is_over_where_a_server_worked_on_the_request_since(tmp_path, monkeypatch):
-    with rig(tmp_path, timeout=300.0) as run:
-        fleet, course, now = run.live._fleet, _Course(), 0.0
-        monkeypatch.setattr(Fleet, "_lost", lambda self, server: None)
-        monkeypatch.setattr(Fleet, "_now", lambda self: now)
+def test_trouble_is_over_where_a_server_worked_on_the_request_since():
+    server, course = Server(Connection(Address(url="http://127.0.0.1:9"))), Course(timeout=300.0)
 
-        def fails(at: float, after: float) -> bool:
-            nonlocal now
-            now, course.asked = at, at - after
-            return fleet._gives_up(UnreachableError("it hung up"), fleet.servers[0], course)
+    def fails(at: float, after: float) -> bool:
+        course.asked = at - after
+        return course.gives_up(UnreachableError("it hung up"), server, at)
 
-        assert not fails(at=1.0, after=1.0) and not fails(at=305.0, after=303.0) and not fails(at=604.0, after=1.0)
-        with pytest.raises(RolloutError, match="no vLLM server could be used for 300 s; the last: it hung up"):
-            fails(at=606.0, after=1.0)
-        course = _Course()  # a request that its server dies of, each time, is not asked for ever
-        assert [fails(at=1000.0 + 20 * time, after=15.0) for time in range(4)] == [False, False, False, True]
+    assert not fails(at=1.0, after=1.0) and not fails(at=305.0, after=303.0) and not fails(at=604.0, after=1.0)
+    with pytest.raises(RolloutError, match="no vLLM server could be used for 300 s; the last: it hung up"):
+        fails(at=606.0, after=1.0)
+    course = Course(timeout=300.0)  # a request that its server dies of, each time, is not asked for ever
+    assert [fails(at=1000.0 + 20 * time, after=15.0) for time in range(4)] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])

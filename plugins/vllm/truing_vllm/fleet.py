@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 
 from truing import Completion, RolloutError, RolloutRequest, VersionSpan
-from truing_vllm.connection import CONNECT_SECONDS
-from truing_vllm.faults import BadAnswerError, BusyError, LateError, RefusedError, ServerFault, StaleError, UnreachableError
+from truing_vllm.course import TRIES, Course, pause_before
+from truing_vllm.faults import BusyError, LateError, RefusedError, ServerFault, StaleError, UnreachableError
 from truing_vllm.labels import Label
 from truing_vllm.probe import Probe
 from truing_vllm.server import Server
@@ -19,10 +19,6 @@ from truing_vllm.updates import Update, WholeWeights
 from truing_vllm.versions import label_of, versions_of
 from truing_vllm.wire import Sample, sampling_params
 
-TRIES = 4
-"""How often something is tried that fails on a server that is there."""
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between tries; each pause is twice the one before."""
 HEALTH_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 """Between looks whether a server of the run's own is gone."""
@@ -34,25 +30,6 @@ GREETING_SECONDS = 5.0
 
 class PushError(Exception):
     """A server is there and does not have the weights that it was given."""
-
-
-def pause_before(attempt: int) -> float:
-    """Return the seconds to wait before a try, counted from 1."""
-    return min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** (attempt - 1))
-
-
-@attrs.define(eq=False)
-class _Course:
-    """What one completion met with so far."""
-
-    asked: float = 0.0
-    failures: int = 0
-    deaths: int = 0
-    """How often a server was gone while it worked on the request."""
-    trouble: float | None = None
-    """Since when no server took the request."""
-    hung: set[Server] = attrs.field(factory=set)
-    problem: str = ""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -106,7 +83,7 @@ class Fleet:
 
     async def _tried(self, request: RolloutRequest, index: int, server: Server) -> Completion:
         """Ask until there is an answer, or none is to be had: of this server, and of others where it is gone."""
-        course = _Course()
+        course = Course(self.timeout)
         while True:
             if self.fatal is not None:
                 raise self.fatal
@@ -115,45 +92,13 @@ class Fleet:
             try:
                 return await self._attempt(server, request, index)
             except ServerFault as fault:
-                course.problem = str(fault)
-                if self._gives_up(fault, server, course):
-                    return _failed(request, index, str(fault))
+                given_up = course.gives_up(fault, server, self._now())
+                # one that is late is asked again once it answers the probe; if it never does, that is an error of the run
+                if isinstance(fault, UnreachableError | StaleError) or (isinstance(fault, LateError) and not given_up):
+                    self._lost(server)
+                if given_up:
+                    return _failed(request, index, course.problem)
             await asyncio.sleep(pause_before(max(1, course.failures)))
-
-    def _gives_up(self, fault: ServerFault, server: Server, course: _Course) -> bool:
-        """Return whether a fault is one of this completion, not to be asked for again. Raises RolloutError for one of the run."""
-        if isinstance(fault, RefusedError):
-            if fault.status in (401, 403):
-                raise RolloutError(f"{fault}; set rollout.token, or the environment's TRUING_VLLM_TOKEN") from fault
-            return True
-        if isinstance(fault, LateError):
-            return self._was_late(fault, server, course)
-        course.failures += 1
-        if isinstance(fault, BadAnswerError):
-            return course.failures >= TRIES
-        if not isinstance(fault, BusyError):
-            self._lost(server)
-        if self._was_taken(fault, course):
-            course.trouble, course.deaths = None, course.deaths + 1
-            if course.deaths >= TRIES:
-                return True
-        if course.trouble is None:
-            course.trouble = self._now()
-        if self._now() - course.trouble > self.timeout:
-            raise RolloutError(f"no vLLM server could be used for {self.timeout:.0f} s; the last: {fault}") from fault
-        return False
-
-    def _was_taken(self, fault: ServerFault, course: _Course) -> bool:
-        """Return whether a server worked on the request before it failed: longer than a connection takes that never comes about."""
-        return isinstance(fault, UnreachableError) and self._now() - course.asked > CONNECT_SECONDS
-
-    def _was_late(self, fault: LateError, server: Server, course: _Course) -> bool:
-        """Return whether it is this request that takes too long: the server answered others since, or once it was looked at."""
-        if server.answered >= course.asked or server in course.hung:
-            return True
-        self._lost(server)  # until it answers the probe, and if it never does that is an error of the run
-        course.hung.add(server)
-        return False
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -184,7 +129,7 @@ class Fleet:
             return await versions_of(sample, update, before, server, seconds=self.timeout)
         return (VersionSpan(version=0 if update is None else update.version, start=0, end=len(sample.token_ids)),)
 
-    async def _available(self, wanted: Server, course: _Course) -> Server:
+    async def _available(self, wanted: Server, course: Course) -> Server:
         """Return a server that is there, the wanted one if it may be, when there is one. Raises RolloutError where none comes."""
         await self.wait_for_any(course.problem)
         there = [server for server in self.servers if server.up]
