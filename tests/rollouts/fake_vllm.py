@@ -51,9 +51,12 @@ class FakeVllm:
         socket: str | None = None,
         scale_out: bool = True,
         guarded: bool = True,
+        lacks: tuple[str, ...] = (),
         token_seconds: float = 0.0,
     ) -> None:
         self.base, self.weights_dir, self.token, self.scale_out, self.guarded = model, weights_dir, token, scale_out, guarded
+        self.lacks = lacks
+        """Routes that it was started without."""
         self.token_seconds = token_seconds
         self.max_model_len = 256
         self.faults: deque[Fault] = deque()
@@ -107,8 +110,8 @@ class FakeVllm:
             )
         if route == "/v1/completions":
             return await self._complete(body, body["prompt"], body, self._completed)
-        answer = getattr(self, f"_{route.strip('/').replace('/', '_')}", None)
-        return Reply({"error": "no such route"}, 404) if answer is None else await answer(query, body)
+        answer = None if route in self.lacks else getattr(self, f"_{route.strip('/').replace('/', '_')}", None)
+        return Reply(b'{"detail":"Not Found"}', 404) if answer is None else await answer(query, body)
 
     async def _v1_models(self, query: str, body: Any) -> Reply:
         return Reply({"data": [{"id": name} for name in ("policy", *self.state.adapters)]})

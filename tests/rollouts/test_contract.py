@@ -22,7 +22,7 @@ from truing.testing import FakeWeights, check_rollout, tiny_model, tiny_tokenize
 from truing_vllm import ServeSettings, VllmRollout
 from truing_vllm.address import Address
 from truing_vllm.connection import Connection
-from truing_vllm.faults import BadAnswerError, RefusedError
+from truing_vllm.faults import BadAnswerError, NoRouteError, RefusedError
 from truing_vllm.live import LiveVllm
 from truing_vllm.opening import open_live
 
@@ -115,6 +115,14 @@ def test_nothing_but_health_is_open(served, method, path, token):
 
     with pytest.raises(RefusedError, match="with 401"):
         served.call(ask, token=token)
+
+
+def test_what_it_was_started_without_is_told_from_what_it_does_not_find(served):
+    with pytest.raises(NoRouteError, match="with 404"):
+        served.call(lambda connection: connection.get("/no/such/route", seconds=10))
+    with pytest.raises(RefusedError, match="with 404") as caught:
+        served.call(lambda connection: connection.post("/v1/unload_lora_adapter", {"lora_name": "none"}, seconds=10))
+    assert not isinstance(caught.value, NoRouteError)
 
 
 def test_it_keeps_the_promises_of_a_backend(served):

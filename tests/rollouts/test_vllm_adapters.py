@@ -103,8 +103,11 @@ def test_an_adapter_that_is_refused_is_refused_with_the_servers_reason(tmp_path,
 
     with rig(tmp_path, context=lora_context(tmp_path)) as run:
         monkeypatch.setattr(FakeVllm, "_v1_load_lora_adapter", refuse)
-        with pytest.raises(RolloutError, match=r"/v1/load_lora_adapter with 400: .*rank 4 is greater than max_lora_rank 2"):
+        with pytest.raises(
+            RolloutError, match=r"/v1/load_lora_adapter with 400: .*rank 4 is greater than max_lora_rank 2"
+        ) as caught:
             run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
+        assert "lies over the model" not in str(caught.value)
 
 
 def test_an_adapter_bears_the_name_that_is_asked_for_when_the_probe_is_done(tmp_path, monkeypatch):

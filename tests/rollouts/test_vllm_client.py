@@ -202,13 +202,19 @@ def test_it_may_be_asked_from_many_threads(tmp_path):
     assert found == {number: str(number) for number in range(8)}
 
 
-def test_a_wrong_token_is_said_to_be_wrong(tmp_path):
+@pytest.mark.parametrize("first", ["sample", "push"])
+def test_a_wrong_token_is_said_to_be_wrong(tmp_path, first):
+    """At once, whatever is asked first: a run pushes before it samples."""
     context = fake_context(tmp_path)
     with FakeVllm(tiny_model(context.tokenizer), tmp_path) as fake:
         live = open_live(VllmRollout(server=fake.url, token="wrong"), context)
-        with pytest.raises(RolloutError, match="with 401: .*set rollout.token, or the environment's TRUING_VLLM_TOKEN"):
-            live.submit(request_of()).result(20)
+        with pytest.raises(RolloutError, match="with 401: .*; set rollout.token, or the environment's TRUING_VLLM_TOKEN"):
+            if first == "sample":
+                live.submit(request_of()).result(20)
+            else:
+                live.update_weights(0, FakeWeights(context.models["policy"]))
         live.close()
+        assert fake.calls.count("/pause") == (first == "push")
 
 
 def test_an_answer_without_end_is_cut_off(tmp_path, monkeypatch):

@@ -130,6 +130,25 @@ def test_a_push_that_fails_every_time_is_an_error_and_leaves_the_server_paused(t
                 future.result(5)
 
 
+@pytest.mark.parametrize("lacks, adapter", [("/pause", False), ("/update_weights", False), ("/v1/load_lora_adapter", True)])
+def test_a_server_that_was_started_without_the_routes_is_told_how_to_start_it(tmp_path, lacks, adapter):
+    context = lora_context(tmp_path) if adapter else None
+    with rig(tmp_path, context=context, fake={"lacks": (lacks,)}) as run:
+        source = AdapterWeights(run.policy, tmp_path, 1) if adapter else FakeWeights(run.policy)
+        with pytest.raises(RolloutError, match=rf"answered {lacks}\S* with 404: .*; start it by `truing vllm-serve` with the"):
+            run.live.update_weights(1, source)
+        assert run.fake.calls.count(lacks) == 1
+
+
+def test_a_server_that_starts_again_with_another_token_is_told_to_have_it(tmp_path):
+    with rig(tmp_path) as run:
+        run.live.update_weights(1, FakeWeights(run.policy))
+        run.fake.token = "another"
+        run.live._loop.call_soon_threadsafe(run.live._fleet._lost, run.live._fleet.servers[0])
+        with pytest.raises(RolloutError, match="with 401: .*; set rollout.token"):
+            run.live.submit(request_of()).result(20)
+
+
 def test_half_loaded_weights_are_found_by_the_probe(tmp_path):
     with rig(tmp_path) as run:
         run.live.update_weights(1, FakeWeights(run.policy))

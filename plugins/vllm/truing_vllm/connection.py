@@ -11,7 +11,7 @@ import httpx2 as httpx
 import msgspec
 
 from truing_vllm.address import Address
-from truing_vllm.faults import BadAnswerError, BusyError, LateError, RefusedError, ServerFault, UnreachableError
+from truing_vllm.faults import BadAnswerError, BusyError, LateError, NoRouteError, RefusedError, ServerFault, UnreachableError
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 3.0
@@ -19,6 +19,8 @@ IDLE_SECONDS = 3.0
 SMALL = 1 << 20
 """Most bytes of an answer that is no completion."""
 _SHOWN = 300
+_NO_ROUTE = b'{"detail":"Not Found"}'
+"""What FastAPI says of a path that it does not have; what vLLM does not find below one, it says otherwise."""
 
 
 class Connection:
@@ -111,4 +113,6 @@ def _refusal(connection: Connection, path: str, status: int, data: bytes) -> Ser
     message = f"{connection} answered {path} with {status}: {data[:_SHOWN].decode(errors='replace')}"
     if status in (429, 503):
         return BusyError(message)
+    if status == 404 and data == _NO_ROUTE:
+        return NoRouteError(message, status)
     return RefusedError(message, status) if 400 <= status < 500 else BadAnswerError(message)

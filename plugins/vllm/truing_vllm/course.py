@@ -6,7 +6,7 @@ import attrs
 
 from truing import RolloutError
 from truing_vllm.connection import CONNECT_SECONDS
-from truing_vllm.faults import BadAnswerError, LateError, RefusedError, ServerFault, UnreachableError
+from truing_vllm.faults import BadAnswerError, LateError, RefusedError, ServerFault, UnreachableError, remedy
 from truing_vllm.server import Server
 
 TRIES = 4
@@ -38,9 +38,9 @@ class Course:
     def gives_up(self, fault: ServerFault, server: Server, now: float) -> bool:
         """Return whether a fault is one of this completion, not to be asked for again. Raises RolloutError for one of the run."""
         self.problem = str(fault)
+        if (advice := remedy(fault)) is not None:
+            raise RolloutError(f"{fault}; {advice}") from fault
         if isinstance(fault, RefusedError):
-            if fault.status in (401, 403):
-                raise RolloutError(f"{fault}; set rollout.token, or the environment's TRUING_VLLM_TOKEN") from fault
             return True
         if isinstance(fault, LateError):
             return self._was_late(server)

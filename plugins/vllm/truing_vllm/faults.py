@@ -27,9 +27,25 @@ class RefusedError(ServerFault):
         self.status = status
 
 
+class NoRouteError(RefusedError):
+    """It was started without what is asked for."""
+
+
 class StaleError(ServerFault):
     """It sampled from weights that are not the policy's."""
 
 
 class LateError(ServerFault):
     """It did not finish within its time."""
+
+
+def remedy(fault: ServerFault) -> str | None:
+    """Return what somebody has to do about a fault that nothing else mends; None for any other."""
+    if isinstance(fault, NoRouteError):
+        return (
+            "start it by `truing vllm-serve` with the run's configuration, or as docs/how-to/serve-rollouts-with-vllm.md says of "
+            "servers that are started by hand"
+        )
+    if isinstance(fault, RefusedError) and fault.status in (401, 403):
+        return "set rollout.token, or the environment's TRUING_VLLM_TOKEN, to the token that it asks for"
+    return None

@@ -11,7 +11,7 @@ import attrs
 
 from truing import Completion, RolloutError, RolloutRequest, VersionSpan
 from truing_vllm.course import TRIES, Course, pause_before
-from truing_vllm.faults import BusyError, LateError, RefusedError, ServerFault, StaleError, UnreachableError
+from truing_vllm.faults import BusyError, LateError, RefusedError, ServerFault, StaleError, UnreachableError, remedy
 from truing_vllm.labels import Label
 from truing_vllm.probe import Probe
 from truing_vllm.server import Server
@@ -174,6 +174,9 @@ class Fleet:
                 await self._look_at(server)
                 server.up = server.installed is self.update or not self.pushes
             except ServerFault as fault:
+                if (advice := remedy(fault)) is not None:
+                    self._end(PushError(f"{fault}; {advice}"))
+                    return
                 if isinstance(fault, StaleError):
                     server.installed = None
                 attempt += 1
@@ -283,9 +286,12 @@ class Fleet:
                 except (UnreachableError, LateError):
                     raise
                 except ServerFault as fault:
+                    if (advice := remedy(fault)) is not None:
+                        raise PushError(f"{fault}; {advice}") from fault
                     if tries >= TRIES and update is self.update:
+                        hint = update.hint if isinstance(fault, StaleError) else ""
                         raise PushError(
-                            f"{server} did not take version {update.version} of the weights in {TRIES} tries: {fault}{update.hint}"
+                            f"{server} did not take version {update.version} of the weights in {TRIES} tries: {fault}{hint}"
                         ) from fault
                 await asyncio.sleep(pause_before(tries))
 
