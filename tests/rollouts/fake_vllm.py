@@ -65,6 +65,8 @@ class FakeVllm:
         """How many of the next updates fail."""
         self.half_loaded = 0
         """How many of the next updates, or adapters, load half of the weights, and say nothing."""
+        self.busy_updates = 0
+        """How many of the next updates find it without room."""
         self.hangs = False
         """Whether nothing that is to be computed is answered."""
         self.calls: list[str] = []
@@ -124,6 +126,9 @@ class FakeVllm:
 
     async def _pause(self, query: str, body: Any) -> Reply:
         assert query == "mode=keep", query
+        if self.busy_updates:
+            self.busy_updates -= 1
+            return Reply({"error": "busy"}, 503)
         self.state.paused = True
         self.state.running.clear()
         return Reply({"status": "paused"})

@@ -83,6 +83,13 @@ def test_what_may_be_better_once_more_is_asked_once_more(tmp_path, fault, scale_
         assert len(run.fake.asked) == 4
 
 
+def test_that_a_server_was_busy_costs_no_try_of_a_bad_answer(tmp_path):
+    with rig(tmp_path) as run:
+        run.fake.faults.extend(["429"] * 2 + ["truncated"] * 3)
+        (one,) = run.live.submit(request_of(seeds=(4,))).result(40)
+        assert one.finish_reason != "error" and len(run.fake.asked) == 6
+
+
 @pytest.mark.parametrize("fault, says", [("500", "with 500"), ("truncated", "cannot be read"), ("two", "gave 2 completions")])
 def test_what_fails_every_time_is_an_error_of_its_completion(tmp_path, fault, says):
     with rig(tmp_path) as run:

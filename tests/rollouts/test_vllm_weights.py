@@ -149,6 +149,13 @@ def test_a_server_that_starts_again_with_another_token_is_told_to_have_it(tmp_pa
             run.live.submit(request_of()).result(20)
 
 
+def test_a_server_that_is_busy_is_given_the_weights_when_it_is_not(tmp_path):
+    with rig(tmp_path) as run:
+        run.fake.busy_updates = 5
+        run.live.update_weights(1, FakeWeights(run.policy))
+        assert run.fake.busy_updates == 0 and agrees(run)
+
+
 def test_half_loaded_weights_are_found_by_the_probe(tmp_path):
     with rig(tmp_path) as run:
         run.live.update_weights(1, FakeWeights(run.policy))

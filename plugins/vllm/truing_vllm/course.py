@@ -28,6 +28,8 @@ class Course:
     """Seconds that no server may take the request."""
     asked: float = 0.0
     failures: int = 0
+    spoilt: int = 0
+    """How many answers of a server could not be used."""
     deaths: int = 0
     """How often a server was gone while it worked on the request."""
     trouble: float | None = None
@@ -46,7 +48,8 @@ class Course:
             return self._was_late(server)
         self.failures += 1
         if isinstance(fault, BadAnswerError):
-            return self.failures >= TRIES
+            self.spoilt += 1
+            return self.spoilt >= TRIES
         if self._was_taken(fault, now):
             self.trouble, self.deaths = None, self.deaths + 1
             if self.deaths >= TRIES:

@@ -274,7 +274,7 @@ class Fleet:
         self._lost(server)
 
     async def _install(self, server: Server) -> None:
-        """Give a server the weights of now. Raises PushError where it does not take them, ServerFault where it is gone."""
+        """Give a server the weights of now. Raises PushError where it does not take them, ServerFault where it is gone or busy."""
         async with server.lock:
             given, tries = None, 0
             while True:
@@ -283,7 +283,7 @@ class Fleet:
                 given, tries = update, tries + 1 if given is update else 1
                 try:
                     return await self._give(server, update, probe)
-                except (UnreachableError, LateError):
+                except (UnreachableError, LateError, BusyError):
                     raise
                 except ServerFault as fault:
                     if (advice := remedy(fault)) is not None:
