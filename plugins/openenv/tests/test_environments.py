@@ -270,11 +270,14 @@ def test_another_server_is_told(fake, opened, schema, message):
         opened()
 
 
-def test_rewards_of_several_calls_are_added(opened, run, say):
+def test_rewards_of_several_calls_are_added_until_one_ends_the_episode(opened, run, say):
+    asked = []
+
     class Paying(Calculator):
         def step(self, action):
             answer = super().step(action)
             if "tool_name" in answer["data"].get("observation", {}):
+                asked.append(action["arguments"]["a"])
                 answer["data"] |= {"reward": 0.5, "done": action["arguments"]["a"] == 9}
             return answer
 
@@ -290,4 +293,6 @@ def test_rewards_of_several_calls_are_added(opened, run, say):
             await environment.close()
             return found
 
-        assert [(one.reward, one.done) for one in run(play())] == [(1.0, False), (1.0, True)]
+        found = run(play())
+        assert [(one.reward, one.done, len(one.messages)) for one in found] == [(1.0, False, 2), (0.5, True, 1)]
+        assert asked == [1, 2, 9]

@@ -162,7 +162,9 @@ class OpenEnvironment(Environment):
             self._last = turn.fields
             messages.append(_from_tool(call, tool_answer(turn)))
             rewards += [] if turn.reward is None else [float(turn.reward)]
-            done = done or turn.done
+            if turn.done:
+                done = True
+                break
         return self._answer(messages, reward=sum(rewards) if rewards else None, done=done)
 
     def _observation(self, turn: Turn, messages: Sequence[Message]) -> Observation:
