@@ -100,3 +100,9 @@ def test_without_a_token_the_server_does_not_start(monkeypatch):
     monkeypatch.delenv("TRUING_GUARD_TOKEN")
     with pytest.raises(KeyError, match="TRUING_GUARD_TOKEN"):
         ask("/health")
+
+
+def test_with_an_empty_token_the_server_does_not_start(monkeypatch):
+    monkeypatch.setenv("TRUING_GUARD_TOKEN", "")
+    with pytest.raises(ValueError, match="TRUING_GUARD_TOKEN is empty, .*; set it to a text"):
+        ask("/health")

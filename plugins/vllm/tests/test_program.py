@@ -146,6 +146,27 @@ def test_a_run_has_a_random_token_that_its_next_server_has_too(stand_in, tmp_pat
     assert program.token(tmp_path / "one") == "chosen"
 
 
+def test_a_token_is_in_its_file_at_once(stand_in, tmp_path, monkeypatch):
+    """For a second server of the run may read it while the first writes it; one that has none is not taken."""
+    link, seen = os.link, []
+
+    def linked(draft: str, path: Path) -> None:
+        seen.append((Path(draft).read_text(), path.exists()))
+        link(draft, path)
+
+    monkeypatch.setattr(os, "link", linked)
+    program = program_of(stand_in)
+    token = program.token(tmp_path / "kept")
+    assert seen == [(token, False)] and [path.name for path in tmp_path.glob("kept*")] == ["kept"]
+    (tmp_path / "kept").write_text("")
+    with pytest.raises(ConfigError, match="/kept, which has the token of the run's servers, is empty; remove it"):
+        program.token(tmp_path / "kept")
+    with pytest.raises(
+        ConfigError, match="/none/kept, for the token of the run's servers, cannot be written: .*; set rollout.token"
+    ):
+        program.token(tmp_path / "none" / "kept")
+
+
 def test_every_start_has_a_name_of_its_own(stand_in, tmp_path):
     program = program_of(stand_in)
     boots = {program.environment(tmp_path, "t")["TRUING_GUARD_BOOT"] for _ in range(2)}

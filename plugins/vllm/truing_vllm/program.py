@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -118,12 +119,21 @@ class Program:
 
 
 def _kept_token(path: Path) -> str:
-    """Return the random text in a file of this user's alone, which is made where there is none."""
-    with suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
-    return path.read_text()
+    """Return the random text in a file of this user's alone, which is made where there is none. Raises ConfigError for no text."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name) as draft:
+            draft.write(secrets.token_urlsafe(32))
+            draft.flush()
+            os.link(draft.name, path)  # with its text in it at once, for another server of the run may read it
+    except OSError as error:
+        if not path.exists():
+            raise ConfigError(
+                f"{path}, for the token of the run's servers, cannot be written: {error}; set rollout.token, or {TOKEN_VARIABLE}"
+            ) from error
+    token = path.read_text().strip()
+    if not token:
+        raise ConfigError(f"{path}, which has the token of the run's servers, is empty; remove it, and start all of them anew")
+    return token
 
 
 def write_inside(folder: Path) -> None:

@@ -28,13 +28,18 @@ _POLL_SECONDS = 1.0
 class Guard:
     """ASGI middleware, for `vllm serve --middleware`: asks for `Authorization: Bearer TOKEN`, and says which start this is.
 
-    The token and the start's name are environment variables, TRUING_GUARD_TOKEN and TRUING_GUARD_BOOT: KeyError without them. When
-    the process TRUING_GUARD_STARTER is gone, however it ended, so is the server.
+    The token and the start's name are environment variables, TRUING_GUARD_TOKEN and TRUING_GUARD_BOOT: KeyError without them, and
+    ValueError for an empty token. When the process TRUING_GUARD_STARTER is gone, however it ended, so is the server.
     """
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.expected = f"Bearer {os.environ['TRUING_GUARD_TOKEN']}".encode()
+        token = os.environ["TRUING_GUARD_TOKEN"]
+        if not token:
+            raise ValueError(
+                "TRUING_GUARD_TOKEN is empty, and whoever reaches a server could replace its weights; set it to a text"
+            )
+        self.expected = f"Bearer {token}".encode()
         self.boot = (BOOT_HEADER.encode(), os.environ["TRUING_GUARD_BOOT"].encode())
         starter = int(os.environ["TRUING_GUARD_STARTER"])
         threading.Thread(target=_end_with, args=(starter,), name="truing guard", daemon=True).start()
