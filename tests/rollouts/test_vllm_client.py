@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import CancelledError
 
+import httpx2 as httpx
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from truing_vllm import VllmRollout
 from truing_vllm.address import Address
 from truing_vllm.connection import Connection
 from truing_vllm.course import Course
-from truing_vllm.faults import UnreachableError
+from truing_vllm.faults import AbsentError, UnreachableError
 from truing_vllm.opening import open_live
 from truing_vllm.server import Server
 
@@ -107,18 +109,30 @@ def test_probabilities_that_are_not_finite_are_an_error_of_their_completion(tmp_
     assert broken.finish_reason == "error" and broken.extra == {"error": "the policy's probabilities are not finite"}
 
 
-def test_trouble_is_over_where_a_server_worked_on_the_request_since():
+def test_trouble_is_over_where_a_server_took_the_request_since():
     server, course = Server(Connection(Address(url="http://127.0.0.1:9"))), Course(timeout=300.0)
+    gone, died = AbsentError("it is gone"), UnreachableError("it hung up")
+    assert not any(course.gives_up(fault, server, at) for fault, at in ((gone, 1.0), (died, 302.0), (gone, 601.0)))
+    with pytest.raises(RolloutError, match="no vLLM server could be used for 300 s; the last: it is gone"):
+        course.gives_up(gone, server, 603.0)
 
-    def fails(at: float, after: float) -> bool:
-        course.asked = at - after
-        return course.gives_up(UnreachableError("it hung up"), server, at)
 
-    assert not fails(at=1.0, after=1.0) and not fails(at=305.0, after=303.0) and not fails(at=604.0, after=1.0)
-    with pytest.raises(RolloutError, match="no vLLM server could be used for 300 s; the last: it hung up"):
-        fails(at=606.0, after=1.0)
-    course = Course(timeout=300.0)  # a request that its server dies of, each time, is not asked for ever
-    assert [fails(at=1000.0 + 20 * time, after=15.0) for time in range(4)] == [False, False, False, True]
+def test_a_request_that_servers_die_of_is_not_asked_for_ever():
+    """One that they are merely gone for is, as often as it takes."""
+    server, course = Server(Connection(Address(url="http://127.0.0.1:9"))), Course(timeout=300.0)
+    faults = [*[AbsentError("it is gone")] * 20, *[UnreachableError("it hung up")] * 4]
+    assert [course.gives_up(fault, server, float(at)) for at, fault in enumerate(faults)] == [False] * 23 + [True]
+
+
+@pytest.mark.parametrize("fault", [httpx.ConnectTimeout, httpx.ConnectError, httpx.ReadError])
+def test_a_server_that_took_no_connection_is_told_from_one_that_hung_up(monkeypatch, fault):
+    async def ask(*args: object) -> None:
+        raise fault("it did")
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", ask)
+    with pytest.raises(UnreachableError, match=f"is not there: {fault.__name__} it did") as caught:
+        asyncio.run(Connection(Address(url="http://127.0.0.1:9")).get("/health", seconds=5))
+    assert isinstance(caught.value, AbsentError) == (fault is not httpx.ReadError)
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])

@@ -11,7 +11,16 @@ import httpx2 as httpx
 import msgspec
 
 from truing_vllm.address import Address
-from truing_vllm.faults import BadAnswerError, BusyError, LateError, NoRouteError, RefusedError, ServerFault, UnreachableError
+from truing_vllm.faults import (
+    AbsentError,
+    BadAnswerError,
+    BusyError,
+    LateError,
+    NoRouteError,
+    RefusedError,
+    ServerFault,
+    UnreachableError,
+)
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 3.0
@@ -90,7 +99,8 @@ class Connection:
         except TimeoutError as error:
             raise LateError(f"{self} did not answer {path} in full within {seconds:.0f} s") from error
         except httpx.HTTPError as error:
-            raise UnreachableError(f"{self} is not there: {type(error).__name__} {error}".rstrip()) from error
+            kind = AbsentError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else UnreachableError
+            raise kind(f"{self} is not there: {type(error).__name__} {error}".rstrip()) from error
         if response.status_code != 200:
             raise _refusal(self, path, response.status_code, bytes(data))
         return bytes(data)

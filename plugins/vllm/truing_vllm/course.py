@@ -5,8 +5,7 @@ from __future__ import annotations
 import attrs
 
 from truing import RolloutError
-from truing_vllm.connection import CONNECT_SECONDS
-from truing_vllm.faults import BadAnswerError, LateError, RefusedError, ServerFault, UnreachableError, remedy
+from truing_vllm.faults import AbsentError, BadAnswerError, LateError, RefusedError, ServerFault, UnreachableError, remedy
 from truing_vllm.server import Server
 
 TRIES = 4
@@ -31,7 +30,7 @@ class Course:
     spoilt: int = 0
     """How many answers of a server could not be used."""
     deaths: int = 0
-    """How often a server was gone while it worked on the request."""
+    """How often a server was gone that had taken the request."""
     trouble: float | None = None
     """Since when no server took the request."""
     hung: set[Server] = attrs.field(factory=set)
@@ -50,7 +49,7 @@ class Course:
         if isinstance(fault, BadAnswerError):
             self.spoilt += 1
             return self.spoilt >= TRIES
-        if self._was_taken(fault, now):
+        if isinstance(fault, UnreachableError) and not isinstance(fault, AbsentError):
             self.trouble, self.deaths = None, self.deaths + 1
             if self.deaths >= TRIES:
                 return True
@@ -59,10 +58,6 @@ class Course:
         if now - self.trouble > self.timeout:
             raise RolloutError(f"no vLLM server could be used for {self.timeout:.0f} s; the last: {fault}") from fault
         return False
-
-    def _was_taken(self, fault: ServerFault, now: float) -> bool:
-        """Return whether a server worked on the request before it failed: longer than a connection takes that never comes about."""
-        return isinstance(fault, UnreachableError) and now - self.asked > CONNECT_SECONDS
 
     def _was_late(self, server: Server) -> bool:
         """Return whether it is this request that takes too long: the server answered others since, or once it was looked at."""

@@ -11,6 +11,10 @@ class UnreachableError(ServerFault):
     """It is not there, or hung up: it may come back, with its weights or without."""
 
 
+class AbsentError(UnreachableError):
+    """It took no connection, so that nothing was begun."""
+
+
 class BusyError(ServerFault):
     """It has no room now."""
 
