@@ -235,6 +235,17 @@ def test_a_watch_that_fails_ends_what_it_watches_over(tmp_path, monkeypatch):
         run.live.submit(request_of()).result(20)
 
 
+def test_what_looks_for_a_servers_end_does_not_fail_unsaid(tmp_path):
+    def gone() -> str | None:
+        raise KeyError("a fault of ours")
+
+    with rig(tmp_path) as run, pytest.raises(RolloutError, match="what looks after the vLLM servers failed: KeyError"):
+        run.fake.hangs = True
+        future = run.live.submit(request_of())
+        run.live.end_when(gone)
+        future.result(20)
+
+
 def test_a_server_with_another_runs_weights_gets_ours(tmp_path):
     with rig(tmp_path) as run:
         run.live.update_weights(5, FakeWeights(run.policy))

@@ -355,6 +355,18 @@ def test_a_server_of_the_runs_own_that_dies_is_not_waited_for(stand_in, tmp_path
         live.close()
 
 
+def test_a_server_that_dies_without_a_log_is_said_to_have_died(stand_in, tmp_path):
+    live = open_live(spawning(stand_in), fake_context(tmp_path))
+    try:
+        (tmp_path / "vllm-server.log").unlink()
+        os.kill(json.loads((tmp_path / "seen.json").read_text())["pid"], signal.SIGKILL)
+        request = RolloutRequest(id="a", prompt_ids=(5,), seeds=(1,), sampling=Sampling(max_completion_length=4))
+        with pytest.raises(RolloutError, match=r"vllm serve ended with code -9; its log, .*, ends:\n\(it cannot be read: "):
+            live.submit(request).result(60)
+    finally:
+        live.close()
+
+
 def test_a_run_of_several_processes_hears_of_it_in_all_of_them(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     spawned = Spawned(Address(url="http://a:1"), process.pid, tmp_path / "log")

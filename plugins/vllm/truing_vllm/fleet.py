@@ -188,6 +188,9 @@ class Fleet:
 
     async def end_when(self, gone: Callable[[], str | None]) -> None:
         """Let nothing go on as soon as `gone` says why: a server that nobody starts again is not waited for."""
+        self._start(self._end_when(gone))
+
+    async def _end_when(self, gone: Callable[[], str | None]) -> None:
         while (why := gone()) is None:
             await asyncio.sleep(LOOK_SECONDS)
         self._end(RolloutError(why))

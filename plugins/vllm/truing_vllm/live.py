@@ -71,7 +71,7 @@ class LiveVllm:
 
     def end_when(self, gone: Callable[[], str | None]) -> None:
         """Raise RolloutError, of all that goes on and of all that is asked, as soon as `gone` says why."""
-        asyncio.run_coroutine_threadsafe(self._fleet.end_when(gone), self._loop)
+        self._run(self._fleet.end_when(gone))
 
     def submit(self, request: RolloutRequest) -> Future[tuple[Completion, ...]]:
         """Begin to complete a request; may be called from any thread, also while weights change."""

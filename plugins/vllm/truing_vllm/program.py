@@ -225,10 +225,13 @@ class Running:
         return f"its log, {self.log}, ends:\n{self.log_end()}"
 
     def log_end(self) -> str:
-        """Return the last lines of the server's log."""
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _LOG_BYTES))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_LINES:])
+        """Return the last lines of the server's log, or why there are none."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - _LOG_BYTES))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_LINES:])
+        except OSError as error:
+            return f"(it cannot be read: {error})"
 
     def stop(self) -> None:
         """End the server and all that it started, in order if it does so within STOP_SECONDS."""
