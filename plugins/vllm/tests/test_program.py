@@ -18,6 +18,7 @@ from pathlib import Path
 import attrs
 import psutil
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from truing import ConfigError, RolloutError, RolloutRequest, Sampling, SetupError, TruingError
 from truing.config import load_config
@@ -342,29 +343,27 @@ def spawning(stand_in: Path, **settings) -> VllmRollout:
     return VllmRollout(mode="spawn", serve=ServeSettings(executable=str(stand_in), port=free_port()), **settings)
 
 
-def test_a_server_of_the_runs_own_that_dies_is_not_waited_for(stand_in, tmp_path):
+@pytest.mark.parametrize("logged, ends", [(True, "a line of"), (False, r"\(it cannot be read: ")])
+def test_a_server_of_the_runs_own_that_dies_is_not_waited_for(stand_in, tmp_path, logged, ends):
     """Nobody starts it again; what ends with it is what is asked now, later, and what is pushed."""
     live = open_live(spawning(stand_in, timeout=600.0), fake_context(tmp_path))
     try:
+        if not logged:
+            (tmp_path / "vllm-server.log").unlink()
         os.kill(json.loads((tmp_path / "seen.json").read_text())["pid"], signal.SIGKILL)
         request = RolloutRequest(id="a", prompt_ids=(5,), seeds=(1,), sampling=Sampling(max_completion_length=4))
         for _ in range(2):
-            with pytest.raises(RolloutError, match=r"vllm serve ended with code -9; its log, .*vllm-server.log, ends:\na line of"):
+            with pytest.raises(RolloutError, match=rf"vllm serve ended with code -9; its log, .*vllm-server.log, ends:\n{ends}"):
                 live.submit(request).result(60)
     finally:
         live.close()
 
 
-def test_a_server_that_dies_without_a_log_is_said_to_have_died(stand_in, tmp_path):
-    live = open_live(spawning(stand_in), fake_context(tmp_path))
-    try:
-        (tmp_path / "vllm-server.log").unlink()
-        os.kill(json.loads((tmp_path / "seen.json").read_text())["pid"], signal.SIGKILL)
-        request = RolloutRequest(id="a", prompt_ids=(5,), seeds=(1,), sampling=Sampling(max_completion_length=4))
-        with pytest.raises(RolloutError, match=r"vllm serve ended with code -9; its log, .*, ends:\n\(it cannot be read: "):
-            live.submit(request).result(60)
-    finally:
-        live.close()
+def test_a_server_of_the_runs_own_has_room_for_every_rank_of_the_adapter(stand_in, tmp_path):
+    context, config = fake_context(tmp_path), LoraConfig(r=4, target_modules="all-linear", rank_pattern={"q_proj": 12})
+    models = {"policy": get_peft_model(context.models["policy"], config)}
+    open_live(spawning(stand_in), attrs.evolve(context, models=models)).close()
+    assert "--max-lora-rank 16 " in " ".join(json.loads((tmp_path / "seen.json").read_text())["arguments"])
 
 
 def test_a_run_of_several_processes_hears_of_it_in_all_of_them(tmp_path):

@@ -19,7 +19,7 @@ from truing_vllm.address import FILE, TOKEN_VARIABLE, Address, read_entries
 from truing_vllm.backend import VllmRollout
 from truing_vllm.live import LiveVllm
 from truing_vllm.program import Program, Running
-from truing_vllm.trainer import lora_room, weights_folder, why_merged
+from truing_vllm.trainer import lora_ranks, lora_room, weights_folder, why_merged
 
 LOG = "vllm-server.log"
 
@@ -116,7 +116,7 @@ def _spawned(
 
 def _start(settings: VllmRollout, context: OpenContext, opened: ExitStack, adapter_alone: bool) -> Running:
     configs = context.models["policy"].peft_config.values() if adapter_alone else ()
-    ranks = [config.r for config in configs]
+    ranks = [rank for config in configs for rank in lora_ranks(config)]
     program = Program(
         settings=settings.served,
         model=str(context.policy.config._name_or_path),

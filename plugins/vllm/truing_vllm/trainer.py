@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,6 +39,11 @@ def lora_room(rank: int) -> int | None:
     return next((room for room in LORA_RANKS if room >= rank), None)
 
 
+def lora_ranks(config: PeftConfig) -> list[Any]:
+    """Return the ranks of an adapter: that of all modules, and those of some."""
+    return [getattr(config, "r", None), *(getattr(config, "rank_pattern", None) or {}).values()]
+
+
 def why_merged(context: OpenContext, serve: ServeSettings) -> str | None:
     """Return why the policy's adapter is merged into all weights, rather than pushed alone; None where it is not, or none is."""
     policy = context.models["policy"]
@@ -52,7 +58,7 @@ def why_merged(context: OpenContext, serve: ServeSettings) -> str | None:
         return "vLLM has no DoRA"
     if getattr(config, "modules_to_save", None):
         return "modules_to_save trains whole modules beside it"
-    ranks = [getattr(config, "r", None), *(getattr(config, "rank_pattern", None) or {}).values()]
+    ranks = lora_ranks(config)
     if any(not isinstance(rank, int) or lora_room(rank) is None for rank in ranks):
         return f"its rank is {', '.join(map(str, ranks))}, and vLLM takes 1 to {LORA_RANKS[-1]}"
     return None
