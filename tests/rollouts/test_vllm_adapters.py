@@ -66,7 +66,10 @@ def test_an_adapter_that_cannot_be_copied_is_an_error_of_every_process(tmp_path,
     with rig(tmp_path, context=context, weights_dir=tmp_path / "file" / "w") as run:
         (tmp_path / "file").write_text("")
         monkeypatch.setattr("truing.train.ranks.gather_object", gathered)
-        with pytest.raises(RolloutError, match="cannot be written to"):
+        says = (
+            "cannot be written to" if rank == 0 else "copying the adapter for the servers failed in process 0: it cannot be written"
+        )
+        with pytest.raises(RolloutError, match=says):
             run.live.update_weights(1, AdapterWeights(run.policy, tmp_path, 1))
         assert len(asked) == 1 and (asked[0][1] is None) == (rank == 1)
 
