@@ -67,7 +67,7 @@ def align(
     if config is not None:
         if kwargs:
             raise ConfigError(f"config is a whole configuration, so {', '.join(kwargs)} would be ignored; set it in config")
-        return train(checked(config, registry=Registry.load(), evaluates=eval_dataset is not None), given, resume=resume)
+        return train(checked(config, registry=Registry.load()), given, resume=resume)
     registry = Registry.load()
     trainer = {"num_epochs": num_epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     values = {

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import attrs
 import pytest
 
-from tests.core.config_fakes import DPO, REGISTRY, InProcess, Sampled, load
+from tests.core.config_fakes import DPO, InProcess, Sampled, load
 from truing import ConfigError
 from truing.config import RewardEntry, RolloutConfig
-from truing.config.load import checked
 from truing.loss import Needs
 from truing.rewards import DefaultReward, EnvironmentReward
 
@@ -64,19 +62,14 @@ def test_what_does_not_fit_the_method_is_refused_before_a_run(tmp_path, monkeypa
         ("max_turns=3", "max_turns is 3, and nothing reads it without rollout.environment or rollout.tools"),
         ("max_turn_length=16", "max_turn_length is 16, and nothing reads it without rollout.environment or rollout.tools"),
         ("environment_timeout=5", "environment_timeout is 5.0, and nothing reads it without rollout.environment or rollout.tools"),
-        ("num_eval_generations=4", "num_eval_generations is 4, and nothing reads it without eval_data"),
-        ("pass_reward=0.5", "pass_reward is 0.5, and nothing reads it without eval_data"),
     ],
 )
 def test_a_key_that_nothing_reads_is_refused(tmp_path, override, message):
-    """Its default is not; nor is it where what reads it is there, or rows to evaluate on are handed over."""
+    """Its default is not, nor is it where what reads it is there."""
     (tmp_path / "game.py").write_text("class Game:\n    pass\n\ndef look():\n    pass\n")
     given = (tmp_path, f"{DPO}rollout: {{num_generations: 2}}\n", "method=grpo", "data.format=text")
-    with pytest.raises(ConfigError, match=f"rollout.{message}; leave it out, or set that"):
+    with pytest.raises(ConfigError, match=f"rollout.{message}; leave it out, or set one of them"):
         load(*given, f"rollout.{override}")
-    load(*given, "rollout.max_turns=8", "rollout.pass_reward=1")
-    evaluated = (*given, "eval_data.path=rows.jsonl", "eval_data.format=text", f"rollout.{override}")
+    load(*given, "rollout.max_turns=8")
     for reader in ("rollout.environment=game.Game", "rollout.tools=game.look"):
-        config = load(*evaluated, reader)
-    without = attrs.evolve(config, eval_data=())
-    assert checked(without, registry=REGISTRY, evaluates=True).rollout == config.rollout
+        load(*given, f"rollout.{override}", reader)

@@ -15,20 +15,15 @@ from truing.functions import find_function
 from truing.loss import Layout, Needs
 from truing.rewards import DEFAULT_WARNING, DefaultReward
 from truing.rollout.conversation.trajectory import unlike_the_trainer
-from truing.rollout.opening import has_episodes, misfits, unread
+from truing.rollout.opening import has_episodes, misfits
 from truing.rollout.plan import plan_misfits
 
 if TYPE_CHECKING:
     from truing.registry import Registry
 
 
-def disagreements(
-    sections: Mapping[str, Any], registry: Registry, base_dir: Path, *, evaluates: bool = False
-) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the path of each key that does not fit the others, and why. `sections` are those that are right by themselves.
-
-    With `evaluates` there are rows to evaluate on, whether `eval_data` names them or not.
-    """
+def disagreements(sections: Mapping[str, Any], registry: Registry, base_dir: Path) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the path of each key that does not fit the others, and why. `sections` are those that are right by themselves."""
     if sections.get("data") == ():
         yield ("data",), "is empty; name at least one dataset"
     for key in ("data", "eval_data"):
@@ -40,9 +35,6 @@ def disagreements(
     if sections.get("rollout") is not None:
         yield from ((("rollout", key), message) for key, message in misfits(sections["rollout"]))
         yield from _not_found(sections["rollout"], base_dir)
-        if sections.get("eval_data") == () and not evaluates:
-            without = unread(sections["rollout"], ("num_eval_generations", "pass_reward"), "eval_data")
-            yield from ((("rollout", key), message) for key, message in without)
     if "method" in sections:
         yield from _offline(sections, registry)
         yield from _unpair(sections, registry)

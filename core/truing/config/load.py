@@ -40,28 +40,24 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, registry: Registry
 
 def build_config(values: Mapping[str, Any], *, registry: Registry, base_dir: Path = Path()) -> TrainConfig:
     """Return the configuration that a Python mapping says, with the same checks; messages name keys instead of lines."""
-    return _build(_in_python(values), registry, base_dir)
+    return _build(Document(values, {(): Place(0, "")}), registry, base_dir)
 
 
-def checked(config: TrainConfig, *, registry: Registry, evaluates: bool = False) -> TrainConfig:
+def checked(config: TrainConfig, *, registry: Registry) -> TrainConfig:
     """Return a configuration that was built by hand in Python as the same checks would have built it.
 
-    A list becomes a tuple, a string a Path, one dataset a tuple of one; plugins stay the instances that they are. With `evaluates`
-    there are rows to evaluate on that it does not name. Raises ConfigError with every fault.
+    A list becomes a tuple, a string a Path, one dataset a tuple of one; plugins stay the instances that they are. Raises
+    ConfigError with every fault.
     """
     if not isinstance(config, TrainConfig):
         raise ConfigError(
             f"config must be a TrainConfig, got {type(config).__name__}; truing.config.build_config makes one of a mapping"
         )
     values = {field.name: getattr(config, field.name) for field in settings_of(TrainConfig)}
-    return _build(_in_python(values), registry, Path(config.base_dir), evaluates=evaluates)
+    return build_config(values, registry=registry, base_dir=Path(config.base_dir))
 
 
-def _in_python(values: Mapping[str, Any]) -> Document:
-    return Document(values, {(): Place(0, "")})
-
-
-def _build(document: Document, registry: Registry, base_dir: Path, *, evaluates: bool = False) -> TrainConfig:
+def _build(document: Document, registry: Registry, base_dir: Path) -> TrainConfig:
     remember(document.values)
     layout = _layout(document.values, registry)
     converter = plugin_converter(registry, layout=layout, base_dir=base_dir)
@@ -72,7 +68,7 @@ def _build(document: Document, registry: Registry, base_dir: Path, *, evaluates:
     except cattrs.ClassValidationError as error:
         faults += faults_of(error, document)
         sections = _valid_sections(document.values, converter)
-    for path, message in disagreements(sections, registry, base_dir, evaluates=evaluates):
+    for path, message in disagreements(sections, registry, base_dir):
         faults.append(Fault(document.place(path), f"{dotted(path)} {message}"))
     raise_faults(faults)
     remember(config)

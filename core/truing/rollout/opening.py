@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -34,24 +34,26 @@ def has_episodes(config: RolloutConfig) -> bool:
     return acts_in_environment(config) or bool(config.tools)
 
 
-def unread(config: RolloutConfig, names: Iterable[str], without: str) -> Iterator[tuple[str, str]]:
-    """Yield each of these keys of `rollout` that is not its default, and that nothing reads it without what is left out."""
-    fields = attrs.fields_dict(type(config))
-    for name in names:
-        value = getattr(config, name)
-        if value != fields[name].default:
-            yield name, f"is {value}, and nothing reads it without {without}; leave it out, or set that"
-
-
 def has_environments(backend: Rollout) -> bool:
     """Return whether a backend brings environments of its own."""
     return hasattr(backend, "open_environments")
 
 
+def _unread(config: RolloutConfig) -> Iterator[tuple[str, str]]:
+    fields = attrs.fields_dict(type(config))
+    for name in _OF_EPISODES:
+        value = getattr(config, name)
+        if value != fields[name].default:
+            message = (
+                f"is {value}, and nothing reads it without rollout.environment or rollout.tools; leave it out, or set one of them"
+            )
+            yield name, message
+
+
 def misfits(config: RolloutConfig) -> Iterator[tuple[str, str]]:
     """Yield each key of `rollout` that does not fit the others, and why."""
     if not has_episodes(config):
-        yield from unread(config, _OF_EPISODES, "rollout.environment or rollout.tools")
+        yield from _unread(config)
         return
     if config.environment is not None and has_environments(config.backend):
         message = (
