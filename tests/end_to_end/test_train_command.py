@@ -149,6 +149,22 @@ def test_an_early_interrupt_of_two_processes_ends_both(tmp_path):
     assert "death signal" not in errors
 
 
+def test_a_second_signal_to_the_launcher_ends_processes_that_hang(tmp_path):
+    command = [sys.executable, "-m", "truing", "train", str(write_config(tmp_path, max_steps=100_000)), "--num-processes", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        until_said(process, "step 3/")
+        ranks = [int(pid) for pid in ranks_of(process.pid)]
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+
 def ranks_of(pid):
     return (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text().split()
 

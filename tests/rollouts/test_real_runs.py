@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -88,4 +89,25 @@ def test_a_run_that_starts_its_own_server_ends_it(tmp_path: Path):
     _, said = run.communicate(timeout=120)
     assert run.returncode == 143, said
     assert (tmp_path / "out" / "vllm-server.log").stat().st_size
-    assert len(children) > 2 and not [child for child in children if child.is_running()]
+    # one whose parent has ended may wait for the machine's first process to take note of its own end
+    assert len(children) > 2 and all(ended(child) for child in children)
+
+
+def test_a_run_that_is_stopped_while_its_server_starts_ends_both_at_once(tmp_path: Path):
+    config = write_run(tmp_path, save_model(tmp_path / "model"), {"mode": "spawn", "serve": serve_settings(tmp_path)})
+    run = begin(config)
+    while not (tmp_path / "out" / "vllm-server.log").exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    children = psutil.Process(run.pid).children(recursive=True)
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 143 and "stopped by SIGTERM before the first step" in said, said
+    assert children and all(ended(child) for child in children)
+
+
+def ended(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True

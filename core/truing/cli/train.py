@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import click
 import psutil
@@ -59,9 +61,8 @@ def train(
     if num_processes > 1:
         debug = ["--debug"] if context.find_root().params.get("debug") else []
         resuming = [] if resume is None else [f"--resume={resume}"]
-        # a stop has the step under way to wait for, and then a save; the launcher's own patience is 30 seconds
-        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(loaded.trainer.save_timeout) + STEP_SECONDS))
-        context.exit(_launch(num_processes, max_restarts, [*debug, "train", str(config), *overrides, *resuming]))
+        arguments = [*debug, "train", str(config), *overrides, *resuming]
+        context.exit(_launch(num_processes, max_restarts, arguments, patience=int(loaded.trainer.save_timeout) + STEP_SECONDS))
     die_of_interrupts()
     from truing.train.loop import train as run
     from truing.train.quiet import quiet_terminal
@@ -81,10 +82,10 @@ def _require_checkpoint(path: Path, folder: Path) -> None:
         raise ConfigError(f"--resume: {path} is no checkpoint, which is a folder such as {folder}/checkpoints/step-00000100")
 
 
-def _launch(processes: int, restarts: int, arguments: list[str]) -> int:
+def _launch(processes: int, restarts: int, arguments: list[str], *, patience: int) -> int:
     """Run this program once per process under accelerate's launcher, and return the exit code of the first that failed.
 
-    It runs anew, at most `restarts` times, when a process is lost.
+    It runs anew, at most `restarts` times, when a process is lost. Processes have `patience` seconds to end after a signal.
     """
     import torch
     import torch.distributed.run
@@ -105,6 +106,8 @@ def _launch(processes: int, restarts: int, arguments: list[str]) -> int:
             *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "truing", *arguments),
         ]
     )
+    launcher.shutdown_timeout, launcher.signals_to_handle = patience, "SIGHUP,SIGQUIT"  # of torch's launcher, behind accelerate's
+    _handle_stops()
     _forward_requests_to_save()
     try:
         launch_command(launcher)
@@ -121,10 +124,27 @@ def _launch(processes: int, restarts: int, arguments: list[str]) -> int:
         )
         return 128 - int(failure.exitcode)
     except SignalException as error:
-        for process in _launched():  # there are some after a second signal, which ends all at once
-            process.kill()
         return 128 + int(error.sigval)
     return 0
+
+
+def _handle_stops() -> None:
+    """Let the first SIGINT or SIGTERM stop the processes in order, and a second one at once, which torch's launcher would not."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        handle(kill)
+        raise SignalException(f"got signal {number}", sigval=signal.Signals(number))
+
+    def kill(number: int, frame: FrameType | None) -> None:
+        for process in _launched():
+            process.kill()
+
+    def handle(by: Callable[[int, FrameType | None], None]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, by)
+
+    handle(stop)
 
 
 def _forward_requests_to_save() -> None:
