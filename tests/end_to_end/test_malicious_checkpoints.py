@@ -194,12 +194,15 @@ def test_weights_that_were_spread_over_processes_are_not_read_as_whole_ones(good
         _take_over(good[0], checkpoint)
 
 
-def test_a_lack_of_memory_is_no_damage(good, checkpoint, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=repr
+)
+def test_a_lack_of_memory_is_no_damage(good, checkpoint, monkeypatch, error):
     def full(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(type(good[0].state), "load", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error), match=str(error)):
         _take_over(good[0], checkpoint)
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor
 
-from truing.errors import ConfigError, TruingError, first_line
+from truing.errors import ConfigError, TruingError, first_line, lacks_memory
 from truing.model.reference import Following
 from truing.model.spread import is_spread
 from truing.train.changes import describe_changes, flat_settings
@@ -290,9 +289,9 @@ def _load(run: Run, path: Path, manifest: Manifest) -> None:
         if isinstance(run.reference, Following) and reference is not None:
             run.reference.load(reference)
         restore_random_state(numbers["random"][random], load_file(path / f"random-{random}.safetensors"))
-    except torch.OutOfMemoryError:  # which says nothing of the checkpoint
-        raise
     except UNREADABLE as error:
+        if lacks_memory(error):  # which says nothing of the checkpoint
+            raise
         raise (
             error if isinstance(error, DamagedError) else DamagedError(f"its state cannot be read ({first_line(error)})")
         ) from error
