@@ -34,7 +34,7 @@ import torch
 from tests.benchmarks.arms import SEED, Arm, Step, step_with_gradients, worst_gradient
 from tests.benchmarks.matmul import best_rate, useful_operations
 from tests.benchmarks.profiles import Case, TokenCounts, count, make_batch
-from tests.benchmarks.truing_arm import TruingArm
+from tests.benchmarks.truing_arm import OURS, TruingArm
 from truing.data.tree import PromptTree
 
 CASES = (
@@ -87,8 +87,8 @@ class Round:
 
 def make_arm(name: str, case: Case, folder: Path) -> Arm:
     """Return an arm with its models loaded."""
-    if name == "truing":
-        return TruingArm(case, folder)
+    if name in OURS:
+        return TruingArm(case, folder, compiled=name != OURS[0])
     from tests.benchmarks.trl_arms import trl_arm
 
     return trl_arm(case, folder, best=name == "trl-best")

@@ -1,6 +1,6 @@
 """Truing's step against TRL's on a CUDA device: the same weights, tokens and optimiser, bf16 autocast, seconds on the clock.
 
-python -m tests.benchmarks.gpu [--cases dpo-0b5-long:8,...] [--rounds 5] [--arms truing,trl-best] [--profile FOLDER]
+python -m tests.benchmarks.gpu [--cases dpo-0b5-long:8,...] [--rounds 5] [--arms truing,truing-compiled,trl-best] [--profile FOLDER]
 
 The number behind a case is of prompts in a step, 8 where there is none and the method does not say.
 
@@ -33,6 +33,7 @@ from tests.benchmarks.against_trl import make_arm
 from tests.benchmarks.arms import SEED, Arm, step_with_gradients
 from tests.benchmarks.matmul import linear_shapes, useful_operations
 from tests.benchmarks.profiles import Case, Shape, count, make_batch
+from tests.benchmarks.truing_arm import OURS
 from truing.data.tree import PromptTree
 
 CASES = (
@@ -46,7 +47,7 @@ CASES = (
     "grpo-2x8-1b5-long",
 )
 """The largest steps for which TRL's fits into 80 GB, and smaller ones."""
-ARMS = ("truing", "trl-best")
+ARMS = (*OURS, "trl-best")
 REPEATS = 3
 LOSS_TOLERANCE = 5e-2
 """Relative, and absolute below 1: a number of bf16 has eight bits, and a loss of margins is of differences."""
@@ -167,9 +168,9 @@ def _rate(rows: int, inner: int, columns: int) -> float:
     return 2 * rows * inner * columns / statistics.median(spent)
 
 
-def row(case: Case, batches: Sequence[Sequence[PromptTree]], found: dict[str, Measured], rate: float) -> str:
-    """Return a case's row of the table."""
-    ours, theirs = found["truing"], found.get("trl-best")
+def row(name: str, case: Case, batches: Sequence[Sequence[PromptTree]], found: dict[str, Measured], rate: float) -> str:
+    """Return a case's row of the table for one of Truing's arms."""
+    ours, theirs = found[name], found.get("trl-best")
     counts = [count(trees) for trees in batches[1:]]
     pairs = list(zip(counts, ours.seconds, strict=True))
     share = statistics.median(useful_operations(case, one) / rate / seconds for one, seconds in pairs)
@@ -181,10 +182,11 @@ def row(case: Case, batches: Sequence[Sequence[PromptTree]], found: dict[str, Me
         both = ((ours.first_peak, theirs.first_peak), (ours.later_peak, theirs.later_peak))
         peaks = " | ".join(f"**{our / their:.2f}** ({our:,.0f} / {their:,.0f} MB)" for our, their in both)
     milliseconds = 1e3 * statistics.median(ours.seconds)
-    return f"| {case.name}, {case.prompts} prompts | {ratio} | {milliseconds:.0f} | {speed:,.0f} | {share:.2f} | {peaks} |"
+    return f"| {name} | {case.name}, {case.prompts} prompts | {ratio} | {milliseconds:.0f} | {speed:,.0f} | {share:.2f} | {peaks} |"
 
 
 HEADINGS = (
+    "arm",
     "case",
     "TRL at its best / Truing",
     "Truing, ms",
@@ -221,11 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except torch.OutOfMemoryError as error:
                 print(f"  {arm}: {str(error).splitlines()[0][:120]}", flush=True)
             _clean()
-        if "truing" not in found:
-            continue
-        print(f"{name}: {check(case, found)}", flush=True)
-        rows.append(row(case, batches, found, best_rate(case.shape)))
-        print(rows[-1], flush=True)
+        ours = [arm for arm in OURS if arm in found]
+        if ours:
+            print(f"{name}: {check(case, found)}", flush=True)
+            rows += [row(arm, case, batches, found, best_rate(case.shape)) for arm in ours]
     print("\n".join((f"\n| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}", *rows)))
 
 

@@ -39,6 +39,8 @@ from truing.train.setup import set_up
 from truing.train.source import DatasetSource
 from truing.train.step import train_step
 
+OURS = ("truing", "truing-compiled")
+"""The arms that are Truing's."""
 ROWS = [{"prompt": f"{number} and ", "chosen": "one more", "rejected": "two", "label": number % 2 == 0} for number in range(4)]
 """What the run is set up with, before trees of random tokens take their place."""
 PRECOMPUTED_TOKENS = 8192
@@ -82,12 +84,10 @@ def make_method(method: Method) -> Loss:
 class TruingArm:
     """The product's step on a run whose data are replaced by the benchmark's trees."""
 
-    name = "truing"
-
-    def __init__(self, case: Case, folder: Path) -> None:
-        self.case = case
+    def __init__(self, case: Case, folder: Path, *, compiled: bool = False) -> None:
+        self.case, self.name = case, OURS[compiled]
         given = Given(model=make_model(case), tokenizer=tiny_tokenizer(), dataset=ROWS)
-        config = _config(case, folder)
+        config = _config(case, folder, compiled=compiled)
         self.run = set_up(config, given, RunDir(config.output.dir), resume=False, reporter=Reporter(quiet=True))
         self.run.wrapped.train()
         weights = self.parameters()
@@ -141,7 +141,7 @@ def _with_trees(run: Run, trees: Sequence[PromptTree]) -> Run:
     return attrs.evolve(run, trees=trees, order=order, source=DatasetSource(trees, order))
 
 
-def _config(case: Case, folder: Path) -> TrainConfig:
+def _config(case: Case, folder: Path, *, compiled: bool) -> TrainConfig:
     method = make_method(case.method)
     trainer = TrainerConfig(
         batch_size=case.prompts,
@@ -152,6 +152,7 @@ def _config(case: Case, folder: Path) -> TrainConfig:
         max_steps=10_000,
         max_tokens_per_batch=case.tokens_per_batch,
         seed=SEED,
+        torch_compile=compiled,
     )
     online: dict[str, Any] = {}
     if method.layout is Layout.ROLLOUT:

@@ -58,7 +58,7 @@ def forward(
         scores = scores_of(query[at], key[of], is_causal, scale, window_size_left, window_size_right)
         lse[:, at] = scores.logsumexp(-1)
         output[at] = (scores.softmax(-1) @ heads_first(value[of], query)).transpose(0, 1).to(query.dtype)
-    return output, lse, torch.empty(2, dtype=torch.uint64), torch.empty(0, dtype=torch.uint64), query.new_empty(0)
+    return output, lse, torch.empty(2, dtype=torch.uint64), torch.empty((), dtype=torch.uint64), query.new_empty(0)
 
 
 def backward(

@@ -18,8 +18,16 @@ METHODS = ["dpo", "ipo", "orpo", "simpo", "sft", "reward-model", {"name": "dpo",
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_step_reads_numbers_off_the_device_once(tmp_path, method, precision):
+    require_one_wait(tmp_path, method=method, mixed_precision=precision)
+
+
+def test_so_does_a_compiled_one(tmp_path):
+    require_one_wait(tmp_path, method="dpo", mixed_precision="bf16", torch_compile=True)
+
+
+def require_one_wait(tmp_path, **options):
     prepare_folder(tmp_path, "llama")
-    run = make_run(tmp_path, "run", method=method, dtype="float32", mixed_precision=precision)
+    run = make_run(tmp_path, "run", dtype="float32", **options)
     train_step(run)
     run.state.step += 1
     torch.cuda.synchronize()

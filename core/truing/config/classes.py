@@ -192,6 +192,9 @@ class TrainerConfig:
     forward: Literal["auto", "shared_prefix", "padded"] = setting(
         "auto", help="auto probes whether the model is exact with shared prefixes, and pads if not."
     )
+    torch_compile: bool = setting(
+        False, help="Compile the model's layers: a slower start, and faster steps where a GPU waits for the host."
+    )
     logging_steps: int = setting(10, gt=0, help="Steps between lines of the log.")
     eval_steps: int | None = setting(None, gt=0, help="Steps between evaluations; null: at the end only.")
     save_steps: int | None = setting(None, gt=0, help="Steps between checkpoints; null: at the end only.")

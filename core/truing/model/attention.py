@@ -13,6 +13,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from truing.data.row import LaterRow, RowLayout
+from truing.model import flash_cuda
 from truing.model.flash import flash_attention, flash_kernel
 
 # transformers refuses names with "sdpa" or "flash" in them for models that lack those
@@ -48,22 +49,49 @@ def tree_attention(
     *,
     truing_layout: RowLayout | LaterRow | None = None,
     use_flash: bool = True,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Return attention outputs [1, S, heads, size] for a row of S positions; without a layout, what the mask says.
+
+    `query` is [1, heads, S, size], `key` and `value` [1, key-value heads, S, size]. `options` have the names under which
+    transformers' models give them. Raises ValueError for one that this function does not know: ignoring it would be silently wrong.
+    Without `use_flash` no flash kernel is called.
+    """
+    if torch.compiler.is_compiling() and use_flash and isinstance(truing_layout, RowLayout):
+        asked = {name: given for name, given in options.items() if given is not None and name not in HARMLESS}
+        scale, window = asked.pop("scaling", query.shape[-1] ** -0.5), asked.pop("sliding_window", None)
+        plain = asked.pop("dropout", 0.0) == 0.0 and not asked and truing_layout.kept is None
+        q, k, v = as_autocast(query, key, value)
+        if plain and getattr(module, "is_causal", True) and flash_cuda.supports(q, k, v, truing_layout, window):
+            assert truing_layout.segments is not None
+            return flash_cuda.traced(q, k, v, truing_layout.segments, scale, window), None
+    output: Tensor = _untraced(
+        module, query, key, value, attention_mask, truing_layout=truing_layout, use_flash=use_flash, **options
+    )
+    return output, None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _untraced(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    truing_layout: RowLayout | LaterRow | None,
+    use_flash: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **others: Any,
-) -> tuple[Tensor, None]:
-    """Return attention outputs [1, S, heads, size] for a row of S positions; without a layout, what the mask says.
-
-    `query` is [1, heads, S, size], `key` and `value` [1, key-value heads, S, size]. The other arguments have the names under which
-    transformers' models give them. Raises ValueError for one that this function does not know: ignoring it would be silently wrong.
-    Without `use_flash` no flash kernel is called.
-    """
+) -> Tensor:
+    """Do what `tree_attention` does without being compiled: the compiler would write the trees of one row into its program."""
     rules = Rules(scale=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
     if truing_layout is None:
-        return _masked(query, key, value, attention_mask, rules).transpose(1, 2).contiguous(), None
+        return _masked(query, key, value, attention_mask, rules).transpose(1, 2).contiguous()
     unknown = [name for name, given in others.items() if given is not None and name not in HARMLESS]
     if unknown or not getattr(module, "is_causal", True):
         raise ValueError(f"{type(module).__name__} asks for attention with {', '.join(unknown) or 'no causal order'}")
@@ -72,14 +100,14 @@ def tree_attention(
     query, key, value = as_autocast(query, key, value)
     if isinstance(truing_layout, LaterRow):
         assert truing_layout.kept is not None
-        return _over_kept(query, key, value, truing_layout, truing_layout.kept.take(module), rules), None
+        return _over_kept(query, key, value, truing_layout, truing_layout.kept.take(module), rules)
     if truing_layout.kept is not None:
         truing_layout.kept.put(module, key, value)
     flash = use_flash and not (rules.dropout or rules.softcap)
     if flash and (kernel := flash_kernel(query, key, value, truing_layout, rules.window)):
         scale = query.shape[-1] ** -0.5 if rules.scale is None else rules.scale
-        return flash_attention(query, key, value, truing_layout, scale, rules.sinks, kernel, rules.window), None
-    return _per_branch(query, key, value, truing_layout, rules), None
+        return flash_attention(query, key, value, truing_layout, scale, rules.sinks, kernel, rules.window)
+    return _per_branch(query, key, value, truing_layout, rules)
 
 
 def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

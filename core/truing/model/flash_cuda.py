@@ -4,9 +4,15 @@ Its variable-length form takes many sequences that lie one behind the other, and
 branch's keys are its prompt's and its own, so that these are gathered, and the gradients of a prompt's keys summed over its
 branches in float32. It reads int32 offsets and log-sum-exps [heads, positions] in float32, by their address and without a look at
 strides, and knows grouped key-value heads and windows itself.
+
+`torch.compile` would write all that it can read of a row into a program for that row alone. `traced` shows it tensors, and
+operators whose gradients it knows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +46,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, part: Part, scale: float)
     """Return outputs [1, heads, n, size] and log-sum-exps [1, heads, n]."""
     segments = _segments(part)
     rows = (_by_position(query), *(_gathered(tensor, segments) for tensor in (key, value)))
-    output, lse, *_ = _forward(*rows, *_ranges(segments), 0.0, True, False, scale=scale, **_window(part))
+    output, lse, *_ = _forward(*rows, *_ranges(segments), 0.0, True, False, scale=scale, **_window(part.window))
     return _by_head(output), lse.unsqueeze(0)
 
 
@@ -53,11 +59,36 @@ def backward(
     rows = (_by_position(grad), _by_position(query), *keys_and_values, _by_position(output))
     seed, unused = (query.new_empty(size, dtype=torch.uint64) for size in (2, 0))  # read where there is dropout
     ranges = _ranges(segments)
-    grads = _backward(*rows, lse[0].contiguous(), *ranges, 0.0, True, seed, unused, scale=scale, **_window(part))
+    grads = _backward(*rows, lse[0].contiguous(), *ranges, 0.0, True, seed, unused, scale=scale, **_window(part.window))
     grad_query, *others = grads
     if segments.keys is not None:
         others = [_summed(gradient, segments.keys, key.shape[2]) for gradient in others]
     return _by_head(grad_query), _by_head(others[0]), _by_head(others[1])
+
+
+def traced(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
+    """Return outputs [1, n, heads, size] for a program that is being compiled; autograd follows."""
+    rows = [_by_position(tensor) for tensor in (query, key, value)]
+    if segments.keys is not None:
+        rows[1:] = [_differentiably_gathered(row, segments.keys) for row in rows[1:]]
+    output: Tensor = _forward(*rows, *_ranges(segments), 0.0, True, False, scale=scale, **_window(window))[0]
+    return output.unsqueeze(0)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, keys: Tensor) -> Tensor:
+        ctx.save_for_backward(keys)
+        ctx.count = len(row)
+        return row[keys]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (keys,) = ctx.saved_tensors
+        return _summed(grads[0], keys, ctx.count), None
+
+
+_differentiably_gathered: Callable[[Tensor, Tensor], Tensor] = _Gather.apply
 
 
 def _by_position(tensor: Tensor) -> Tensor:
@@ -90,5 +121,5 @@ def _ranges(segments: Segments) -> tuple[Tensor, Tensor, int, int]:
     return segments.query_offsets, segments.key_offsets, max(segments.most_queries, 2), segments.most_keys
 
 
-def _window(part: Part) -> dict[str, int]:
-    return {} if part.window is None else {"window_size_left": part.window - 1, "window_size_right": 0}
+def _window(window: int | None) -> dict[str, int]:
+    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}

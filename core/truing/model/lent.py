@@ -29,7 +29,8 @@ def lent(model: PreTrainedModel, attention: str, generation: GenerationConfig | 
         for config, _ in before:
             config._attn_implementation = attention
         model.generation_config = generation or GenerationConfig()
-        with torch.no_grad():
+        # a cache grows with every token, and compiled layers would be compiled again for it
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         model.generation_config = own

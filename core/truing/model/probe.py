@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import attrs
@@ -82,6 +82,18 @@ def choose_forward(
         policy.layout = "cached"
         return ForwardChoice("cached", False, f"every prompt computed once, in a pass of its own, because {problem}")
     return ForwardChoice("padded", policy.own_logits, f"padded rows, because {problem}, and in two passes {cache_problem}")
+
+
+def why_not_compiled(policy: Policy, trees: Sequence[PromptTree], autocast: Autocast = nullcontext) -> str | None:
+    """Return in what the policy's compiled layers differ from those that are not on `trees`, or None where nothing differs."""
+    layout = policy.layout
+    try:
+        with autocast():
+            with torch.compiler.set_stance("force_eager"):
+                plain = _logps_and_gradients(policy, trees, layout)
+            return _compare(policy, trees, layout, plain)
+    finally:
+        policy.layout = layout
 
 
 def probed_trees(trees: Trees) -> list[PromptTree]:
@@ -170,7 +182,8 @@ def _compare(policy: Policy, trees: Sequence[PromptTree], forward: Forward, plai
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # what a foreign model does with inputs that it cannot take is its own
-        return f"its code fails ({first_line(error)[:160]})"
+        told = getattr(error, "inner_exception", error)  # the compiler's own says only that another one was raised
+        return f"its code fails ({first_line(told)[:160]})"
     finally:
         policy.layout = "padded"
     tolerance = TOLERANCE[_dtype(policy)]
