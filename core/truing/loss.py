@@ -382,7 +382,7 @@ class OnlineLoss(Loss, Protocol):
     - `max_completion_length`: the most tokens of a completion, if `rollout` does not say it.
     - `num_minibatches`, `num_iterations`: optimiser steps that one pass over a rollout batch is, and passes.
     - `dynamic_sampling`: how many times a prompt whose completions are all worth the same is sampled anew.
-    - `num_sample_generations`: tables of samples shown over the run.
+    - `num_sample_generations`: most tables of samples shown over the run.
     - `trained_layout`: the layout that the loss is called with, if it is another; PAIRED needs `Advantages.pairs`.
     - `critic`, "separate" or "shared", and `critic_model`: where VALUES come from.
 

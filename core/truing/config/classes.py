@@ -154,7 +154,7 @@ class RolloutConfig:
     )
     num_eval_generations: int | None = setting(None, gt=0, help="Completions of each prompt of eval_data; null: num_generations.")
     pass_reward: float = setting(1.0, help="A completion whose weighted rewards sum to this or more passes (eval_pass@k).")
-    table_steps: int | None = setting(None, gt=0, help="Steps between tables of samples in the terminal; null: ten in a run.")
+    table_steps: int | None = setting(None, gt=0, help="Steps between tables of samples in the terminal; null: up to ten in a run.")
 
 
 @attrs.frozen(kw_only=True)

@@ -57,7 +57,7 @@ class PPO(SamplerCorrection, OnlineLoss):
     critic_model: str | None = setting(
         None, help="Where a separate critic's weights come from; null is the reward model, or without one the policy."
     )
-    num_sample_generations: int = setting(10, ge=0, help="How many tables of samples the terminal shows over the run.")
+    num_sample_generations: int = setting(10, ge=0, help="How many tables of samples the terminal shows over the run, at most.")
     local_rollout_forward_batch_size: int | None = setting(
         None, ge=1, help="Accepted, and changes nothing: trainer.max_tokens_per_batch sizes every forward, by tokens."
     )
