@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -123,6 +124,27 @@ def test_an_adapter_trains_policy_and_critic(folder):
     assert all("lora" in name or name == "critic.value_head.weight" for name in trained)
     assert any(name.startswith("critic.model") for name in trained)
     assert (folder / "lora/model/critic/adapter_model.safetensors").exists()
+
+
+def test_a_shared_critic_on_an_adapter_trains_its_head_and_resumes(folder):
+    def run(name, **options):
+        return align(folder, name, method=PPO(critic="shared", num_ppo_epochs=2), adapter={"r": 2}, save_steps=1, **options)
+
+    start, trained = run("shared-still", learning_rate=0.0).weights(), run("shared", learning_rate=1e-3)
+    weights = trained.weights()
+    assert {name for name in weights if "lora" not in name} == {"value_head.weight"} and start.keys() == weights.keys()
+    assert not torch.equal(weights["value_head.weight"], start["value_head.weight"])
+    assert any(not torch.equal(weight, start[name]) for name, weight in weights.items() if "lora_B" in name)
+    assert all(line["loss/value_avg"] > 0 for line in trained.history)
+    written = folder / "shared/model"
+    assert torch.equal(load_file(written / "value_head.safetensors")["weight"], weights["value_head.weight"])
+    assert (written / "adapter_model.safetensors").exists() and not (written / "critic").exists()
+    shutil.copytree(folder / "shared", folder / "shared-resumed")
+    for step in (2, 3, 4):  # the first of two steps on a rollout batch is left
+        shutil.rmtree(folder / f"shared-resumed/checkpoints/step-{step:08d}")
+    shutil.rmtree(folder / "shared-resumed/model")
+    resumed = run("shared-resumed", learning_rate=1e-3, resume=True).weights()
+    assert resumed.keys() == weights.keys() and all(torch.equal(weight, weights[name]) for name, weight in resumed.items())
 
 
 @pytest.mark.parametrize("named", [".", "model"], ids=["run", "model"])
