@@ -289,8 +289,7 @@ class Term:
 
     `per` names the count: pairs, examples (prompt trees), sequences (branches), tokens, tokens of chosen branches (with either,
     counted prompt tokens too), desirable or undesirable branches (LABELED; values of others are 0 or left out), or "constant" for
-    a scalar that does not depend on the batch (a coefficient), which is averaged
-    over the step's prompts.
+    a scalar that does not depend on the batch (a coefficient), which is averaged over the step's prompts.
     The loss is the sum of `weight * sum(values) / count` over its terms. Raises ValueError for an unknown `per`.
     """
 
@@ -385,6 +384,7 @@ class OnlineLoss(Loss, Protocol):
     - `num_sample_generations`: most tables of samples shown over the run.
     - `trained_layout`: the layout that the loss is called with, if it is another; PAIRED needs `Advantages.pairs`.
     - `critic`, "separate" or "shared", and `critic_model`: where VALUES come from.
+    - `warnings`: what `truing check`, and a run as it starts, say of its settings; any loss may have it.
 
     One that compares a prompt's completions by more than the weighted sums of their rewards also has `worth(rollouts) -> Tensor`,
     [B]: what it compares, NaN for a completion that has none. It is called with the completions of one prompt or more, and what

@@ -113,6 +113,17 @@ def test_a_step_with_a_critic_is_computed_again(folder, monkeypatch):
     assert (again.loss, again.grad_norm) == pytest.approx((logged["loss"], logged["grad_norm"]), rel=1e-4, abs=1e-6)
 
 
+def test_a_setting_that_changes_nothing_says_so_once_and_changes_nothing(folder, capsys):
+    found = []
+    for name, size in (("sized", 1), ("free", None)):
+        state = align(folder, name, method=PPO(local_rollout_forward_batch_size=size), max_steps=1, learning_rate=1e-3)
+        found.append((state.weights(), " ".join(capsys.readouterr().out.split())))
+    (sized, said), (free, not_said) = found
+    warning = "method.local_rollout_forward_batch_size is 1, which changes nothing: forwards are filled by tokens"
+    assert said.count(warning) == 1 and said.index(warning) < said.index("step 1/1") and "local_rollout" not in not_said
+    assert all(torch.equal(weight, free[name]) for name, weight in sized.items())
+
+
 def test_a_named_critic_comes_before_the_reward_model(folder, capsys):
     align(folder, "named", method=PPO(critic_model=str(folder / "model")), max_steps=1)
     assert f"critic: {folder / 'model'}" in capsys.readouterr().out
