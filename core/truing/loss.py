@@ -352,7 +352,8 @@ class Loss(Protocol):
 
     A loss that needs PROMPT_LOGPS gets those of every prompt token, and all are in its counts. One that counts fewer says so with
     a property `prompt_tokens`, one of "none", "assistant" and "all": "assistant" are the tokens of earlier assistant turns as the
-    chat template renders them, which prompts of text do not have.
+    chat template renders them, which prompts of text do not have. `warnings`, where a loss has it, is a list of what is to be said
+    of its settings, by `truing check` and by a run as it starts.
     """
 
     name: ClassVar[str]
@@ -384,7 +385,6 @@ class OnlineLoss(Loss, Protocol):
     - `num_sample_generations`: most tables of samples shown over the run.
     - `trained_layout`: the layout that the loss is called with, if it is another; PAIRED needs `Advantages.pairs`.
     - `critic`, "separate" or "shared", and `critic_model`: where VALUES come from.
-    - `warnings`: what `truing check`, and a run as it starts, say of its settings; any loss may have it.
 
     One that compares a prompt's completions by more than the weighted sums of their rewards also has `worth(rollouts) -> Tensor`,
     [B]: what it compares, NaN for a completion that has none. It is called with the completions of one prompt or more, and what
