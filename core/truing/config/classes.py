@@ -182,9 +182,13 @@ class TrainerConfig:
     gradient_checkpointing: bool = setting(False, help="Recompute activations in the backward: less memory, more time.")
     disable_dropout: bool = setting(True, help="Turn the model's dropout off, so that policy and reference agree.")
     max_length: int | None = setting(None, gt=0, help="Most tokens of prompt plus completion; null is the model's context.")
-    max_prompt_length: int | None = setting(None, gt=0, help="Longer prompts lose their beginning.")
+    max_prompt_length: int | None = setting(
+        None, gt=0, help="Longer prompts lose their beginning; where completions are sampled, as excess_length says."
+    )
     excess_length: Literal["drop", "truncate", "error"] = setting(
-        "drop", help="What happens to a row over max_length: left out and counted, its completions cut, or an error."
+        "drop",
+        help="What happens to a row over max_length: left out and counted, its completions cut, or an error. Where completions are "
+        "sampled, also to a prompt over max_prompt_length, of which truncate cuts the beginning.",
     )
     max_tokens_per_batch: int | None = setting(
         None, gt=0, help="Token budget of one forward; null takes what fits into memory, measured at the start."
