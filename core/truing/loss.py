@@ -289,8 +289,7 @@ class Term:
 
     `per` names the count: pairs, examples (prompt trees), sequences (branches), tokens, tokens of chosen branches (with either,
     counted prompt tokens too), desirable or undesirable branches (LABELED; values of others are 0 or left out), or "constant" for
-    a scalar that does not depend on the batch (a coefficient), which is averaged
-    over the step's prompts.
+    a scalar that does not depend on the batch (a coefficient), which is averaged over the step's prompts.
     The loss is the sum of `weight * sum(values) / count` over its terms. Raises ValueError for an unknown `per`.
     """
 
@@ -353,7 +352,8 @@ class Loss(Protocol):
 
     A loss that needs PROMPT_LOGPS gets those of every prompt token, and all are in its counts. One that counts fewer says so with
     a property `prompt_tokens`, one of "none", "assistant" and "all": "assistant" are the tokens of earlier assistant turns as the
-    chat template renders them, which prompts of text do not have.
+    chat template renders them, which prompts of text do not have. `warnings`, where a loss has it, is a list of what is to be said
+    of its settings, by `truing check` and by a run as it starts.
     """
 
     name: ClassVar[str]
@@ -382,7 +382,7 @@ class OnlineLoss(Loss, Protocol):
     - `max_completion_length`: the most tokens of a completion, if `rollout` does not say it.
     - `num_minibatches`, `num_iterations`: optimiser steps that one pass over a rollout batch is, and passes.
     - `dynamic_sampling`: how many times a prompt whose completions are all worth the same is sampled anew.
-    - `num_sample_generations`: tables of samples shown over the run.
+    - `num_sample_generations`: most tables of samples shown over the run.
     - `trained_layout`: the layout that the loss is called with, if it is another; PAIRED needs `Advantages.pairs`.
     - `critic`, "separate" or "shared", and `critic_model`: where VALUES come from.
 

@@ -116,6 +116,25 @@ def matrix(completions):
     return np.ones((len(completions), 2))
 
 
+def tensor(completions):
+    """What some libraries compute scores in: a number for each completion, which is as good as a list."""
+    import torch
+
+    return torch.full((len(completions),), RIGHT)
+
+
+def tensor_of_no_dimension(completions):
+    import torch
+
+    return torch.tensor(RIGHT)
+
+
+def tensor_of_rows(completions):
+    import torch
+
+    return torch.ones(len(completions), 2)
+
+
 def generator(completions):
     return (RIGHT for _ in completions)
 

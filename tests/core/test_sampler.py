@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 
@@ -104,6 +105,19 @@ def test_groups_come_in_the_order_of_the_prompts_with_what_rewards_need():
     assert [row for group in groups for row in group.rewards] == [
         (float(one.token_ids[0]),) for g in groups for one in g.completions
     ]
+
+
+def test_a_group_is_scored_while_the_next_is_generated_in_process():
+    rewards, found = Rewards(), []
+
+    class Looks(Backend):
+        def generate(self, requests):
+            for request in requests:
+                found.append(Counter(one.request_id for one in rewards.seen))
+                yield from super().generate([request])
+
+    sample(sampler(Looks(), rewards), [2, 0, 3], 3)
+    assert found == [{}, {"lot.0.2": 3}, {"lot.0.2": 3, "lot.0.0": 3}]
 
 
 def test_seeds_depend_on_run_lot_prompt_and_sample_and_on_nothing_else():

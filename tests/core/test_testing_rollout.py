@@ -108,6 +108,15 @@ def test_completions_that_say_something_wrong(change, message):
     breaks(backend(change), message)
 
 
+def test_a_backend_in_whose_prompts_an_environment_has_the_first_words():
+    class Acts(LiveBad):
+        extends_prompts = True
+
+    check_rollout(backend(evolve(prompt_ids=lambda one: (*one.prompt_ids, 5)), live=Acts))
+    check_rollout(backend(evolve(finish_reason=lambda one: "length"), live=Acts))
+    breaks(backend(evolve(prompt_ids=lambda one: (5, *one.prompt_ids)), live=Acts), "prompt_ids do not begin with those of the")
+
+
 def test_requests_that_are_not_answered_in_full():
     breaks(backend(whole=lambda completions: completions[:-1]), "must answer a request of 1 seeds once for each")
     breaks(backend(whole=lambda completions: completions * 2), r"with indexes 0 to 0, got \[0, 0\]")

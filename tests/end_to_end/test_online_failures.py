@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from typing import ClassVar
@@ -9,12 +10,15 @@ from typing import ClassVar
 import attrs
 import pytest
 import torch
+from click.testing import CliRunner
 
 import truing
 from tests.core.good_losses import Grpo
+from tests.end_to_end.helpers import save_tiny_model, write_rows
 from tests.end_to_end.test_online import ROWS, Repeated, align, completions
 from tests.end_to_end.test_resume import history
 from truing import RolloutError, TruingError
+from truing.cli import main
 from truing.config import RewardEntry
 from truing.testing import tiny_model, tiny_tokenizer
 from truing.testing.fakes import FakeRollout, LiveFakeRollout
@@ -149,3 +153,65 @@ def test_a_rollout_batch_that_is_lost_changes_nothing_and_can_be_resumed_within(
     resumed = run("resumed", max_steps=6, resume=True)
     assert history(tmp_path / "resumed") == history(tmp_path / "whole") and resumed.step == 6
     assert completions(tmp_path / "resumed") == completions(tmp_path / "whole") != []
+
+
+WORST = """
+import ctypes
+import os
+import time
+
+
+def good(prompts, completions, **columns):
+    return [float(len(set(text))) for text in completions]
+
+
+def unless_bad(act):
+    return lambda prompts, completions, **columns: act(completions) if "bad" in prompts else good(prompts, completions)
+
+
+exits_hard = unless_bad(lambda texts: os._exit(0))
+crashes = unless_bad(lambda texts: ctypes.string_at(0))
+hangs = unless_bad(lambda texts: time.sleep(1000))
+raises = unless_bad(lambda texts: [1.0][1])
+nan = unless_bad(lambda texts: [float("nan")] * len(texts))
+too_few = unless_bad(lambda texts: [1.0] * (len(texts) - 1))
+"""
+
+
+def test_a_run_survives_the_worst_rewards_together(tmp_path):
+    """All but one fail on one prompt of four: on 2 of 8 completions of each step, which are lost; the rest is trained on."""
+    save_tiny_model(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": text} for text in ("one", "bad", "two", "three")])
+    (tmp_path / "worst.py").write_text(WORST)
+    worst = ("exits_hard", "crashes", "hangs", "raises", "nan", "too_few")
+    config = {
+        "method": "grpo",
+        "model": {"name": "model"},
+        "data": {"path": "rows.jsonl", "format": "text"},
+        "rollout": {"num_generations": 2, "max_completion_length": 8},
+        "rewards": ["worst.good", *({"name": f"worst.{name}", "timeout": 1 if name == "hangs" else 20} for name in worst)],
+        "trainer": {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "reward_workers": 2},
+        "output": {"dir": str(tmp_path / "run")},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    result = CliRunner().invoke(main, ["train", str(tmp_path / "config.yaml")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    lines = history(tmp_path / "run")
+    assert len(lines) == 2
+    for line in lines:
+        rates = {name.split("/")[1]: value for name, value in line.items() if name.endswith("error_rate") and "rewards" in name}
+        assert rates == {"worst.good": 0.0} | {f"worst.{name}": 0.25 for name in worst}
+        assert line["completions/lost"] == 2 and line["grad_norm"] > 0
+    written = completions(tmp_path / "run")
+    assert len(written) == 2 * 6 and "bad" not in {line["prompt"] for line in written}
+    assert all(set(line["rewards"].values()) == {line["rewards"]["worst.good"]} for line in written)
+    said = (tmp_path / "run/rewards.log").read_text()
+    for why in (
+        "ended itself with exit code 0",
+        "died of SIGSEGV",
+        "not answered within 1 s",
+        "IndexError",
+        "returned nan",
+        "1 scores",
+    ):
+        assert why in said, why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -112,6 +113,17 @@ def test_a_step_with_a_critic_is_computed_again(folder, monkeypatch):
     assert (again.loss, again.grad_norm) == pytest.approx((logged["loss"], logged["grad_norm"]), rel=1e-4, abs=1e-6)
 
 
+def test_a_setting_that_changes_nothing_says_so_once_and_changes_nothing(folder, capsys):
+    found = []
+    for name, size in (("sized", 1), ("free", None)):
+        state = align(folder, name, method=PPO(local_rollout_forward_batch_size=size), max_steps=1, learning_rate=1e-3)
+        found.append((state.weights(), " ".join(capsys.readouterr().out.split())))
+    (sized, said), (free, not_said) = found
+    warning = "method.local_rollout_forward_batch_size is 1, which changes nothing: forwards are filled by tokens"
+    assert said.count(warning) == 1 and said.index(warning) < said.index("step 1/1") and "local_rollout" not in not_said
+    assert all(torch.equal(weight, free[name]) for name, weight in sized.items())
+
+
 def test_a_named_critic_comes_before_the_reward_model(folder, capsys):
     align(folder, "named", method=PPO(critic_model=str(folder / "model")), max_steps=1)
     assert f"critic: {folder / 'model'}" in capsys.readouterr().out
@@ -123,6 +135,27 @@ def test_an_adapter_trains_policy_and_critic(folder):
     assert all("lora" in name or name == "critic.value_head.weight" for name in trained)
     assert any(name.startswith("critic.model") for name in trained)
     assert (folder / "lora/model/critic/adapter_model.safetensors").exists()
+
+
+def test_a_shared_critic_on_an_adapter_trains_its_head_and_resumes(folder):
+    def run(name, **options):
+        return align(folder, name, method=PPO(critic="shared", num_ppo_epochs=2), adapter={"r": 2}, save_steps=1, **options)
+
+    start, trained = run("shared-still", learning_rate=0.0).weights(), run("shared", learning_rate=1e-3)
+    weights = trained.weights()
+    assert {name for name in weights if "lora" not in name} == {"value_head.weight"} and start.keys() == weights.keys()
+    assert not torch.equal(weights["value_head.weight"], start["value_head.weight"])
+    assert any(not torch.equal(weight, start[name]) for name, weight in weights.items() if "lora_B" in name)
+    assert all(line["loss/value_avg"] > 0 for line in trained.history)
+    written = folder / "shared/model"
+    assert torch.equal(load_file(written / "value_head.safetensors")["weight"], weights["value_head.weight"])
+    assert (written / "adapter_model.safetensors").exists() and not (written / "critic").exists()
+    shutil.copytree(folder / "shared", folder / "shared-resumed")
+    for step in (2, 3, 4):  # the first of two steps on a rollout batch is left
+        shutil.rmtree(folder / f"shared-resumed/checkpoints/step-{step:08d}")
+    shutil.rmtree(folder / "shared-resumed/model")
+    resumed = run("shared-resumed", learning_rate=1e-3, resume=True).weights()
+    assert resumed.keys() == weights.keys() and all(torch.equal(weight, weights[name]) for name, weight in resumed.items())
 
 
 @pytest.mark.parametrize("named", [".", "model"], ids=["run", "model"])

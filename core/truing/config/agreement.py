@@ -158,6 +158,7 @@ def warnings_of(config: TrainConfig) -> list[str]:
     """Return what a valid configuration says that its author may not have meant, one sentence each."""
     is_default = [isinstance(entry.reward, DefaultReward) for entry in config.rewards]
     warnings = [DEFAULT_WARNING] if is_default and all(is_default) else []
+    warnings += getattr(config.method, "warnings", [])
     if config.rollout is not None and config.rollout.max_staleness and Needs.BEHAVIOR_LOGPS not in all_needs(config.method):
         warnings.append(
             f"rollout.max_staleness is {config.rollout.max_staleness}, and {config.method.name} with these settings takes what "

@@ -154,7 +154,7 @@ class RolloutConfig:
     )
     num_eval_generations: int | None = setting(None, gt=0, help="Completions of each prompt of eval_data; null: num_generations.")
     pass_reward: float = setting(1.0, help="A completion whose weighted rewards sum to this or more passes (eval_pass@k).")
-    table_steps: int | None = setting(None, gt=0, help="Steps between tables of samples in the terminal; null: ten in a run.")
+    table_steps: int | None = setting(None, gt=0, help="Steps between tables of samples in the terminal; null: up to ten in a run.")
 
 
 @attrs.frozen(kw_only=True)
@@ -182,9 +182,13 @@ class TrainerConfig:
     gradient_checkpointing: bool = setting(False, help="Recompute activations in the backward: less memory, more time.")
     disable_dropout: bool = setting(True, help="Turn the model's dropout off, so that policy and reference agree.")
     max_length: int | None = setting(None, gt=0, help="Most tokens of prompt plus completion; null is the model's context.")
-    max_prompt_length: int | None = setting(None, gt=0, help="Longer prompts lose their beginning.")
+    max_prompt_length: int | None = setting(
+        None, gt=0, help="Longer prompts lose their beginning; where completions are sampled, as excess_length says."
+    )
     excess_length: Literal["drop", "truncate", "error"] = setting(
-        "drop", help="What happens to a row over max_length: left out and counted, its completions cut, or an error."
+        "drop",
+        help="What happens to a row over max_length: left out and counted, its completions cut, or an error. Where completions are "
+        "sampled, also to a prompt over max_prompt_length, of which truncate cuts the beginning.",
     )
     max_tokens_per_batch: int | None = setting(
         None, gt=0, help="Token budget of one forward; null takes what fits into memory, measured at the start."

@@ -183,6 +183,8 @@ class _TreeMaker:
                 f"rollout.max_completion_length is {reserved}, which leaves no room for a prompt within {longest} tokens "
                 "(trainer.max_length, or the model's context); lower it"
             )
+        if longest and encoder.layout is Layout.ROLLOUT and trainer.excess_length == "truncate":
+            longest_prompt = min(longest_prompt or longest, longest - reserved)
         report = DataReport(max_length=longest, max_prompt_length=longest_prompt)
         return cls(encoder, trainer.excess_length, report, TreeDataset(encoder.layout), keep_text, reserved)
 
@@ -231,6 +233,9 @@ class _TreeMaker:
 
     def _keep(self, encoded: Encoded, row: int, where: str) -> None:
         report = self.report
+        if self._drops_prompt(encoded.tree, where):
+            report.prompts_too_long += 1
+            return
         tree = self._fit(encoded.tree, where)
         if tree is None:
             report.rows_too_long += 1
@@ -247,6 +252,22 @@ class _TreeMaker:
             report.notes.update(encoded.rendered.example.notes)
             self._count_cuts(encoded.tree, tree)
 
+    def _drops_prompt(self, tree: PromptTree, where: str) -> bool:
+        """Return whether this is a prompt to be answered that is over its limit and left out; one with answers is cut instead.
+
+        Raises DataError where `excess_length` is "error".
+        """
+        most = self.report.max_prompt_length
+        if self.encoder.layout is not Layout.ROLLOUT or self.excess_length == "truncate" or not most:
+            return False
+        length = len(tree.prompt_ids)
+        if length > most and self.excess_length == "error":
+            raise DataError(
+                f"{where}: a prompt of {length} tokens, over trainer.max_prompt_length {most}; raise it, or set excess_length: "
+                "drop or truncate"
+            )
+        return length > most
+
     def _fit(self, tree: PromptTree, where: str) -> PromptTree | None:
         """Return the tree within the limits, or None where it is to be dropped; a prompt leaves room for what is to be sampled."""
         if self.report.max_prompt_length:
@@ -261,8 +282,6 @@ class _TreeMaker:
             )
         if self.excess_length == "drop":
             return None
-        if not tree.branches:
-            return _keep_end(tree, longest - self.reserved, self.encoder.tokenizer.bos_token_id)
         room = longest - len(tree.prompt_ids)
         cut = [attrs.evolve(b, token_ids=b.token_ids[: max(room, 0)], loss_mask=b.loss_mask[: max(room, 0)]) for b in tree.branches]
         return attrs.evolve(tree, branches=tuple(cut))

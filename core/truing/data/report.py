@@ -19,6 +19,7 @@ class DataReport:
 
     max_length: int | None = None
     max_prompt_length: int | None = None
+    """Where prompts are cut to leave room for what is to be sampled, what is left if that is less."""
     rows_read: int = 0
     rows_kept: int = 0
     """Rows of which a sample is kept."""
@@ -31,6 +32,8 @@ class DataReport:
     rows_unfinished: int = 0
     """Last rows of text and CSV files without a line break at the end, which may be cut."""
     rows_too_long: int = 0
+    prompts_too_long: int = 0
+    """Prompts to be answered that are left out because they are over max_prompt_length."""
     rows_nothing_counted: int = 0
     """Rows of which truncation left a response no token, or that never had one."""
     rows_same_tokens: int = 0
@@ -68,6 +71,7 @@ class DataReport:
             (self.rows_skipped, f"{row}skipped: cannot be read"),
             (self.rows_unfinished, "row(s) at the end of a file that has no line break there: it may have been cut"),
             (self.rows_too_long, f"{sample}dropped: longer than max_length {self.max_length}"),
+            (self.prompts_too_long, f"prompt(s) dropped: longer than max_prompt_length {self.max_prompt_length}"),
             (self.rows_nothing_counted, f"{sample}dropped: a response has no token left to train on"),
             (self.rows_same_tokens, f"{sample}dropped: chosen and rejected are the same tokens"),
             (self.rows_not_mixed, f"{sample}left out: beyond their dataset's share of the mixture"),

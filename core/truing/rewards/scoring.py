@@ -37,10 +37,14 @@ def read_outcome(name: str, result: Any, count: int) -> Outcome:
 
     Raises PluginError where the result is no list, or not one of `count` values: then nobody knows which score is whose.
     """
-    if isinstance(result, (str, bytes, Mapping)) or not hasattr(result, "__len__"):
+    try:
+        given = None if isinstance(result, (str, bytes, Mapping)) else len(result)
+    except TypeError:  # a number or a generator; an array without dimensions has a length that cannot be asked for
+        given = None
+    if given is None:
         raise PluginError(f"reward {name!r} must return a list with a number or None for each completion, got {_show(result)}")
-    if len(result) != count:
-        raise PluginError(f"reward {name!r} returned {len(result)} scores for {count} completions; one for each is needed")
+    if given != count:
+        raise PluginError(f"reward {name!r} returned {given} scores for {count} completions; one for each is needed")
     scores: list[float | None] = []
     faults = {}
     for index, value in enumerate(result):

@@ -79,7 +79,7 @@ def _check_submitted(title: str, live: ConcurrentRollout, requests: Sequence[Rol
             f"{title}: submit must give a request's completions in the order of its seeds, got the indexes {indexes}"
         )
         answers += of_request
-    _check_answers(title, answers, requests)
+    _check_answers(title, live, answers, requests)
     assert tokens is None or _tokens(answers) == tokens, f"{title} gives other tokens by submit than by generate"
 
 
@@ -103,16 +103,18 @@ def _tokens(completions: Sequence[Completion]) -> Tokens:
 
 def _answers(title: str, live: LiveRollout, requests: Sequence[RolloutRequest]) -> list[Completion]:
     completions = list(live.generate(requests))
-    _check_answers(title, completions, requests)
+    _check_answers(title, live, completions, requests)
     return completions
 
 
-def _check_answers(title: str, completions: Sequence[Completion], requests: Sequence[RolloutRequest]) -> None:
+def _check_answers(title: str, live: LiveRollout, completions: Sequence[Completion], requests: Sequence[RolloutRequest]) -> None:
     by_id = {request.id: request for request in requests}
+    extends = getattr(live, "extends_prompts", False)
     for completion in completions:
         assert isinstance(completion, Completion), f"{title} must yield truing.Completion, got {type(completion).__name__}"
         assert completion.request_id in by_id, f"{title} answers {completion.request_id!r}, which was not asked"
-        _check_completion(f"{title}, {completion.request_id}[{completion.index}]:", completion, by_id[completion.request_id])
+        where = f"{title}, {completion.request_id}[{completion.index}]:"
+        _check_completion(where, completion, by_id[completion.request_id], extends=extends)
     for request in requests:
         given = sorted(completion.index for completion in completions if completion.request_id == request.id)
         assert given == list(range(request.n)), (
@@ -120,16 +122,20 @@ def _check_answers(title: str, completions: Sequence[Completion], requests: Sequ
         )
 
 
-def _check_completion(where: str, completion: Completion, request: RolloutRequest) -> None:
+def _check_completion(where: str, completion: Completion, request: RolloutRequest, *, extends: bool) -> None:
     length, limit = len(completion.token_ids), request.sampling.max_completion_length
     reason: Any = completion.finish_reason
-    assert completion.prompt_ids == request.prompt_ids, (
-        f"{where} prompt_ids differ from those of the request; pass them on as they are"
+    begun = completion.prompt_ids[: len(request.prompt_ids)] if extends else completion.prompt_ids
+    assert begun == request.prompt_ids, (
+        f"{where} prompt_ids {'do not begin with' if extends else 'differ from'} those of the request; pass them on as they are"
     )
     assert reason in get_args(FinishReason), f"{where} finish_reason is {reason!r}; use one of {', '.join(get_args(FinishReason))}"
     assert reason != "error", f"{where} finished with an error, on an ordinary prompt: {dict(completion.extra)}"
     assert length <= limit, f"{where} {length} tokens, and max_completion_length is {limit}; stop there"
-    assert reason != "length" or length == limit, f'{where} finish_reason is "length" at {length} of {limit} tokens; that is "stop"'
+    # what an environment answers may be what there is no room for
+    assert reason != "length" or length == limit or extends, (
+        f'{where} finish_reason is "length" at {length} of {limit} tokens; that is "stop"'
+    )
     logps, mask = completion.token_logps, completion.loss_mask
     assert logps is None or len(logps) == length, (
         f"{where} {len(logps or ())} token_logps for {length} tokens; give one for each, or None"

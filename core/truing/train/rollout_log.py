@@ -107,7 +107,7 @@ class RolloutLog:
     def _shows(self) -> bool:
         rollout, updates = self.run.config.rollout, self.plan.updates
         tables = int(getattr(self.run.loss, "num_sample_generations", TABLES))
-        every = (rollout.table_steps if rollout else None) or (max(1, self.run.total_steps // tables) if tables else 0)
+        every = (rollout.table_steps if rollout else None) or (math.ceil(self.run.total_steps / tables) if tables else 0)
         lot, step = self.run.state.step // updates, self.run.state.step
         # the first lot at or after every so many steps
         return bool(every) and (lot == 0 or step // every > (step - updates) // every)

@@ -3,17 +3,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import ClassVar
 
 import attrs
 import jsonschema
 import pytest
+from tests.rollouts.fake_openenv import Calculator, FakeServer, Guessing
 
 import truing_openenv
-from truing.config import dump_config, load_config
+from truing import Rollout
+from truing.config import RolloutConfig, dump_config, load_config
 from truing.config.schema import json_schema
 from truing.errors import TruingError
 from truing.registry import Registry
-from truing.testing import fake_context
+from truing.rollout.opening import open_rollout
+from truing.testing import FakeRollout, check_rollout, fake_context
 from truing_openenv import OpenEnvRollout
 
 CONFIG = {
@@ -144,3 +148,20 @@ def test_the_engine_is_what_is_opened(tmp_path):
     live = OpenEnvRollout(url="http://127.0.0.1:1").open(context)
     assert type(live).__name__ == "LiveTransformers"
     live.close()
+
+
+@pytest.mark.parametrize("environment", [Guessing, Calculator])
+def test_episodes_keep_the_promises_of_a_backend(environment):
+    """Of one environment that speaks first, and of one that does not."""
+
+    @attrs.frozen
+    class Acting(Rollout):
+        url: str
+        name: ClassVar[str] = "acting"
+
+        def open(self, context):
+            return open_rollout(RolloutConfig(backend=OpenEnvRollout(url=self.url, engine=FakeRollout())), context)
+
+    with FakeServer(environment) as fake:
+        check_rollout(Acting(url=fake.url))
+        assert fake.counts["reset"] == 4 * (1 + 2 + 3) and not fake.active

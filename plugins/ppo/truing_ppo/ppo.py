@@ -57,9 +57,9 @@ class PPO(SamplerCorrection, OnlineLoss):
     critic_model: str | None = setting(
         None, help="Where a separate critic's weights come from; null is the reward model, or without one the policy."
     )
-    num_sample_generations: int = setting(10, ge=0, help="How many tables of samples the terminal shows over the run.")
+    num_sample_generations: int = setting(10, ge=0, help="How many tables of samples the terminal shows over the run, at most.")
     local_rollout_forward_batch_size: int | None = setting(
-        None, ge=1, help="Accepted, and changes nothing: trainer.max_tokens_per_batch sizes every forward, by tokens."
+        None, ge=1, help="Accepted, and changes nothing, as the run says: trainer.max_tokens_per_batch sizes forwards, by tokens."
     )
     log_entropy: bool = setting(False, help="Also log policy/entropy_avg, the entropy of the policy's distributions.")
 
@@ -89,6 +89,17 @@ class PPO(SamplerCorrection, OnlineLoss):
     def num_minibatches(self) -> int:
         """num_mini_batches, by the name that core reads."""
         return self.num_mini_batches
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of a setting that changes nothing."""
+        size = self.local_rollout_forward_batch_size
+        if size is None:
+            return []
+        return [
+            f"method.local_rollout_forward_batch_size is {size}, which changes nothing: forwards are filled by tokens, as many as "
+            "trainer.max_tokens_per_batch says, or as fit into memory"
+        ]
 
     @property
     def needs(self) -> Needs:
