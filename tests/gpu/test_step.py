@@ -41,3 +41,18 @@ def require_one_wait(tmp_path, **options):
     places = [f"{warning.filename}:{warning.lineno}" for warning in waited if "called a synchronizing" in str(warning.message)]
     assert [place.split("/")[-1].split(":")[0] for place in places] == ["guard.py"], places
     assert torch.tensor(list(gather_metrics(run, result.metrics).values())).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_moment_that_is_not_finite_keeps_the_weights_as_they_are(tmp_path, value):
+    prepare_folder(tmp_path, "llama")
+    run = make_run(tmp_path, "run", dtype="float32")
+    train_step(run)
+    run.state.step += 1
+    moments = [moment for moment in run.state.moments() if moment.dim()]
+    moments[len(moments) // 2].view(-1)[-1] = value
+    weights, before = ([tensor.detach().clone() for tensor in some] for some in (run.policy.parameters(), moments))
+    train_step(run)
+    assert run.state.skipped_steps == 1
+    for one, other in zip((*run.policy.parameters(), *moments), (*weights, *before), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)

@@ -73,6 +73,11 @@ def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     if all(tensor.device.type == "cpu" for tensor in some):  # where the other way takes eight times as long
         ends = [end.double() for tensor in some for end in torch.aminmax(tensor)]  # both are NaN where one element is
         return torch.stack(ends).isfinite().all().to(like.device)
+    if all(type(tensor) is Tensor and tensor.device == like.device for tensor in some):
+        found, one = like.new_zeros(()), like.new_ones(())
+        # what unscales gradients, by 1: as it returns one flag and no number for each tensor, the host is done in a tenth of the time
+        torch._amp_foreach_non_finite_check_and_unscale_(some, found, one)
+        return found == 0
     return get_total_norm(some, norm_type=math.inf).isfinite().to(like.device)
 
 
