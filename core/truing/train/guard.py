@@ -75,7 +75,7 @@ def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         return torch.stack(ends).isfinite().all().to(like.device)
     if all(type(tensor) is Tensor and tensor.device == like.device for tensor in some):
         found, one = like.new_zeros(()), like.new_ones(())
-        # what unscales gradients, by 1: as it returns one flag and no number for each tensor, the host is done in a tenth of the time
+        # what unscales gradients, by 1: it returns one flag and no number for each tensor, for which the host would have to ask
         torch._amp_foreach_non_finite_check_and_unscale_(some, found, one)
         return found == 0
     return get_total_norm(some, norm_type=math.inf).isfinite().to(like.device)
