@@ -71,6 +71,11 @@ class Measured:
     """Megabytes of 2^20 bytes."""
     later_peak: float
 
+    def told(self) -> str:
+        """Return what is known before the other arms have run, should they not."""
+        milliseconds = ", ".join(f"{1e3 * seconds:.0f}" for seconds in self.seconds)
+        return f"ms {milliseconds}; MB {self.first_peak:,.0f} and {self.later_peak:,.0f}"
+
 
 def measure(name: str, case: Case, batches: Sequence[Sequence[PromptTree]], profile: Path | None) -> Measured:
     """Run an arm on all batches."""
@@ -209,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; tests.benchmarks.against_trl compares on a CPU")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    rows = []
+    rows, apart = [], []
     for name in options.cases.split(","):
         torch.manual_seed(SEED)
         kind, _, pairs = name.partition(":")
@@ -219,15 +224,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for arm in options.arms.split(","):
             try:
                 found[arm] = measure(arm, case, batches, options.profile)
-                print(f"  {arm}: ms {', '.join(f'{1e3 * seconds:.0f}' for seconds in found[arm].seconds)}", flush=True)
+                print(f"  {arm}: {found[arm].told()}", flush=True)
             except torch.OutOfMemoryError as error:
                 print(f"  {arm}: {str(error).splitlines()[0][:120]}", flush=True)
             _clean()
         ours = [arm for arm in OURS if arm in found]
-        if ours:
+        if not ours:
+            continue
+        try:
             print(f"{name}: {check(case, found)}", flush=True)
+        except AssertionError as error:
+            apart.append(str(error))
+        else:
             rows += [row(arm, case, batches, found, best_rate(case.shape)) for arm in ours]
     print("\n".join((f"\n| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}", *rows)))
+    if apart:
+        raise SystemExit("\n".join(apart))
 
 
 if __name__ == "__main__":
