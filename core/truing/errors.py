@@ -71,11 +71,11 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming(what: str, said: Callable[[Exception], str] = first_line) -> Iterator[None]:
+def naming(failed: str, said: Callable[[Exception], str] = first_line, remedy: str = "mend its code") -> Iterator[None]:
     """Turn an error of others' code into a PluginError that says what failed; ours stays as it is, and so does want of memory."""
     try:
         yield
     except Exception as error:
         if isinstance(error, TruingError) or lacks_memory(error):
             raise
-        raise PluginError(f"{what} failed: {said(error)}; mend its code (--debug shows where)") from error
+        raise PluginError(f"{failed}: {said(error)}; {remedy} (--debug shows where)") from error

@@ -49,8 +49,8 @@ def test_a_method_on_collected_data_has_none():
         (
             {"prompts_per_batch": 8},
             {"num_minibatches": 3},
-            r"^rollout.prompts_per_batch is 8, which is 2 steps of 4 prompts, and the method cuts a pass into 3 \(num_minibatches, "
-            r"of ppo num_mini_batches\); leave one of the two out$",
+            r"^rollout.prompts_per_batch is 8, which is 2 steps of 4 prompts, and the method's own setting cuts a "
+            r"pass into 3 steps; leave one of the two out$",
         ),
         ({"num_generations": 1}, {"least_generations": 2}, "num_generations is 1, and m compares the completions"),
         (

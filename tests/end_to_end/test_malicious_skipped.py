@@ -153,3 +153,12 @@ def test_a_record_of_absurd_size_is_not_read(kept):
     with (kept / FILES[0]).open("ab") as file:
         file.truncate(1 << 40)  # a hole: it takes no space
     assert "and at most 1,073,741,824 are read" in refused(kept)
+
+
+def test_a_lack_of_memory_is_no_damage(kept, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("truing.train.replay._as_it_was", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        replay(kept.parent, 1, reporter=Reporter(quiet=True))

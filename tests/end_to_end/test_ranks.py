@@ -11,11 +11,13 @@ import time
 import psutil
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from tests.end_to_end.helpers import write_config
 from tests.end_to_end.steps import prepare_folder
 from tests.end_to_end.test_resume import history, trained
+from truing.cli import main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -116,3 +118,15 @@ def test_two_processes_sample_and_learn_what_one_does(tmp_path):
     assert sampled_by_two == sampled
     for name in ("loss", "reward", "kl", "grad_norm"):
         assert [line[name] for line in together] == pytest.approx([line[name] for line in alone], rel=1e-4, abs=1e-6)
+
+
+def test_processes_are_given_the_time_of_a_save_to_end(tmp_path, monkeypatch):
+    """Torch's launcher kills them 30 seconds after a signal if it is not told otherwise."""
+    told = []
+    for name in ("_handle_stops", "_forward_requests_to_save"):
+        monkeypatch.setattr(f"truing.cli.train.{name}", lambda: None)
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", told.append)
+    config = write_config(tmp_path, save_timeout=40.0)
+    assert CliRunner().invoke(main, ["train", str(config), "--num-processes", "2"]).exit_code == 0
+    assert told[0].shutdown_timeout == 40 + 300
+    assert told[0].signals_to_handle == "SIGHUP,SIGQUIT"

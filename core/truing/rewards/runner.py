@@ -128,7 +128,7 @@ class RewardRunner:
                     place += 1
                     continue
                 reward: Any = entry.reward
-                with naming(f"opening reward {name!r}"):
+                with naming(f"opening reward {name!r} failed"):
                     live = stack.enter_context(reward.open(self.context)) if hasattr(reward, "open") else reward
                     prepare(live)
                 local = LocalReward(name, live, any(getattr(one, "compares", False) for one in (reward, live)))

@@ -88,7 +88,7 @@ class LiveFunctionRollout:
         with torch.random.fork_rng(devices=devices), lent(model, own_attention(model), model.generation_config):
             torch.manual_seed(seed)
             options = self._generation_config(sampling)
-            with naming(f"rollout function {self.name!r}", self._place):
+            with naming(f"rollout function {self.name!r} failed", self._place):
                 texts = self.function(policy, self._processing_class, prompts, generation_config=options)
         if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
             raise PluginError(

@@ -88,14 +88,14 @@ def open_rollout(config: RolloutConfig, context: OpenContext) -> LiveRollout:
 
 
 def _engine(config: RolloutConfig, context: OpenContext) -> LiveRollout:
-    with naming(f"opening rollout {config.backend.name!r}"):
+    with naming(f"opening rollout {config.backend.name!r} failed"):
         return config.backend.open(context)
 
 
 def _open_environments(config: RolloutConfig, context: OpenContext) -> Environments | None:
     backend: Any = config.backend
     if has_environments(backend):
-        with naming(f"opening the environments of rollout {backend.name!r}"):
+        with naming(f"opening the environments of rollout {backend.name!r} failed"):
             own: Environments = backend.open_environments(attrs.evolve(context, environment_timeout=config.environment_timeout))
         return own
     if config.environment is None:

@@ -113,6 +113,6 @@ def _minibatches(prompts_per_batch: int | None, of_method: int, prompts_per_step
     if of_method not in (1, found):
         raise ConfigError(
             f"rollout.prompts_per_batch is {prompts_per_batch}, which is {found} steps of {prompts_per_step} prompts, and "
-            f"the method cuts a pass into {of_method} (num_minibatches, of ppo num_mini_batches); leave one of the two out"
+            f"the method's own setting cuts a pass into {of_method} steps; leave one of the two out"
         )
     return found

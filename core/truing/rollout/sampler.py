@@ -270,7 +270,7 @@ class Sampler:
             yield from self.live.generate(requests)
 
     def _naming(self) -> AbstractContextManager[None]:
-        return naming(f"rollout {self.backend!r}")
+        return naming(f"rollout {self.backend!r} failed")
 
     def _answered(self, asked: Asked, sample: int, sampled: Sampled) -> Scored:
         with self._naming():

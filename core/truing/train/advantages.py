@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
@@ -15,7 +15,7 @@ from truing.data.batch import TreeBatch, joined_columns
 from truing.data.dataset import branch_roles
 from truing.data.tree import PromptTree
 from truing.declared import all_needs
-from truing.errors import PluginError, TruingError, first_line
+from truing.errors import PluginError, naming
 from truing.loss import Advantages, Layout, LossInputs, Needs
 from truing.model.policy import PolicyOutput
 from truing.reduce import StepCounts, reduce_term
@@ -141,18 +141,10 @@ def learn_from(run: Run, trees: Sequence[PromptTree], *, updates: int) -> Learne
     return Learned(trees=learned, by_completion=_by_completion(inputs, advantages), metrics=metrics)
 
 
-@contextmanager
-def naming_the_method(run: Run) -> Iterator[None]:
+def naming_the_method(run: Run) -> AbstractContextManager[None]:
     """Turn an error of the method's own, on rewards, into a PluginError that names it."""
-    try:
-        yield
-    except TruingError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"method {run.loss.name!r} ({type(run.loss).__module__}) failed on the rewards before step {run.state.step + 1}: "
-            f"{first_line(error)}; mend its plugin (--debug shows where)"
-        ) from error
+    method = f"method {run.loss.name!r} ({type(run.loss).__module__})"
+    return naming(f"{method} failed on the rewards before step {run.state.step + 1}", remedy="mend its plugin")
 
 
 def _check_advantages(loss: Any, inputs: LossInputs, advantages: Advantages) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from truing.data.batch import BatchPart, TreeBatch
 from truing.data.tree import PromptTree
-from truing.errors import PluginError, TruingError, first_line
+from truing.errors import PluginError, naming
 from truing.loss import LossInputs, LossOutput, Needs
 from truing.model.policy import PolicyOutput, loss_inputs
 from truing.model.reference import Reference
@@ -204,17 +204,13 @@ def _forward(run: Run, objective: LossObjective, micro_batch: MicroBatch) -> tup
 
 def _call(run: Run, inputs: LossInputs, counts: StepCounts, examples: int) -> tuple[LossOutput, Tensor, dict[str, Tensor]]:
     """Call the loss and reduce what it returns. Raises PluginError, naming it, for an error of its own."""
-    try:
-        with torch.autocast(inputs.token_logps.device.type, enabled=False):
-            output = run.loss(attrs.evolve(inputs, state=run.state.loss_state, **run.constants))
-            return output, *reduce_output(output, counts, examples)
-    except (TruingError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"method {run.loss.name!r} ({type(run.loss).__module__}) failed in step {run.state.step + 1}: {first_line(error)}; "
-            "mend its plugin, or leave out what it cannot take (--debug shows where)"
-        ) from error
+    failed = f"method {run.loss.name!r} ({type(run.loss).__module__}) failed in step {run.state.step + 1}"
+    with (
+        naming(failed, remedy="mend its plugin, or leave out what it cannot take"),
+        torch.autocast(inputs.token_logps.device.type, enabled=False),
+    ):
+        output = run.loss(attrs.evolve(inputs, state=run.state.loss_state, **run.constants))
+        return output, *reduce_output(output, counts, examples)
 
 
 def add_finite(total: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:

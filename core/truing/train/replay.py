@@ -19,7 +19,7 @@ from truing.data import DataReport
 from truing.data.batch import TreeBatch
 from truing.data.dataset import TreeDataset
 from truing.data.tree import PromptTree
-from truing.errors import ConfigError
+from truing.errors import ConfigError, lacks_memory
 from truing.model.attention import use_own_attention, use_tree_attention
 from truing.model.precomputed import join_trees, split_by_tree
 from truing.model.reference import Following, FrozenCopy
@@ -81,6 +81,8 @@ def replay(path: Path, step: int, *, given: Given | None = None, reporter: Repor
         try:
             run = _as_it_was(run, skipped)
         except UNREADABLE as error:
+            if lacks_memory(error):  # which says nothing of the record
+                raise
             raise unreadable(RunDir(path).skipped, step, error) from error
         return _compute(run, skipped)
 
