@@ -6,8 +6,8 @@ Before anything is timed, one batch goes through every arm: losses must agree to
 (relative, in the Euclidean norm). In each round all arms get the same fresh batch, in random order; losses must agree again. A
 round's ratio is TRL's CPU seconds over Truing's, and the table shows the median and all of them.
 
-glibc is told to keep freed memory: given back, it would be mapped and cleared anew in every step, which on a virtual machine costs
-as much as the arithmetic, and most for whom needs most memory: TRL. `--allocator=default` shows that.
+glibc is as it is: it gives freed memory back, which is mapped and cleared anew in every step. On a virtual machine that costs as much
+as the arithmetic, and most for whom needs most memory: TRL. `--allocator=keep` shows what remains where it is told to keep it.
 
 tests/benchmarks/matmul.py says what the share of the matmul limit is, tests/benchmarks/memory.py what the memory is. TRL is not a
 dependency of Truing: `make bench` runs this in an environment of its own.
@@ -178,7 +178,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=8, help="prompts of a DPO step")
     parser.add_argument("--tokens-per-batch", type=int, help="Truing's token budget of one forward (default: what it finds itself)")
     parser.add_argument("--arms", default=",".join(ARMS), help="without trl-* only Truing runs, and TRL need not be there")
-    parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="what glibc does with freed memory")
+    parser.add_argument("--allocator", choices=("default", "keep"), default="default", help="what glibc does with freed memory")
     parser.add_argument("--memory", action="store_true", help="also measure memory, in a process for each arm")
     parser.add_argument("--smoke", action="store_true", help="tiny models, two rounds, a few seconds; no figure means anything")
     return parser.parse_args(arguments)
@@ -187,7 +187,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, and print the table."""
     options = _options(arguments)
-    names = [name for name in options.arms.split(",") if name == "truing" or importlib.util.find_spec("trl")]
+    asked = options.arms.split(",")
+    if not {"truing"} <= set(asked) <= set(ARMS):
+        raise SystemExit(f"--arms {options.arms}: truing, and of {', '.join(ARMS)} what it is to be compared with")
+    names = [name for name in asked if name == "truing" or importlib.util.find_spec("trl")]
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     chosen = options.cases.split(",") if options.cases else SMOKE_CASES if options.smoke else CASES

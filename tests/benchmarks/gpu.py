@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; tests.benchmarks.against_trl compares on a CPU")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    rows, apart = [], []
+    rows, disagreements = [], []
     for name in options.cases.split(","):
         torch.manual_seed(SEED)
         kind, _, pairs = name.partition(":")
@@ -234,12 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             print(f"{name}: {check(case, found)}", flush=True)
         except AssertionError as error:
-            apart.append(str(error))
+            disagreements.append(str(error))
         else:
             rows += [row(arm, case, batches, found, best_rate(case.shape)) for arm in ours]
     print("\n".join((f"\n| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}", *rows)))
-    if apart:
-        raise SystemExit("\n".join(apart))
+    if disagreements:
+        raise SystemExit("\n".join(disagreements))
 
 
 if __name__ == "__main__":

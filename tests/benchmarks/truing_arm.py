@@ -85,7 +85,7 @@ class TruingArm:
     """The product's step on a run whose data are replaced by the benchmark's trees."""
 
     def __init__(self, case: Case, folder: Path, *, compiled: bool = False) -> None:
-        self.case, self.name = case, OURS[compiled]
+        self.case, self.name = case, "truing-compiled" if compiled else "truing"
         given = Given(model=make_model(case), tokenizer=tiny_tokenizer(), dataset=ROWS)
         config = _config(case, folder, compiled=compiled)
         self.run = set_up(config, given, RunDir(config.output.dir), resume=False, reporter=Reporter(quiet=True))

@@ -21,7 +21,7 @@ from truing.loss import Needs
 from truing.model import flash, flash_cuda
 from truing.model.attention import own_attention, use_tree_attention
 from truing.model.compiled import compile_layers
-from truing.model.lent import lent
+from truing.model.lent import lent, uncompiled
 from truing.model.loading import add_adapter, enable_checkpointing
 from truing.model.policy import Policy
 from truing.model.probe import why_not_compiled
@@ -78,8 +78,8 @@ def require_near(found, expected):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.detach().abs().max()))
 
 
-def uncompiled(call, *arguments):
-    with torch.compiler.set_stance("force_eager"):
+def plainly(policy, call, *arguments):
+    with uncompiled(policy.causal_lm):
         return call(*arguments)
 
 
@@ -91,15 +91,17 @@ def test_one_program_serves_all_rows(on_cuda, architecture, checkpointing, kinds
     """Forward and backward, one for each kind of layer; trees are longer than mistral's windows and some of gemma3's."""
     policy = policy_of(architecture, checkpointing=checkpointing)
     for batch in batches(branches=3):
-        require_near(numbers(policy, batch), uncompiled(numbers, policy, batch))
+        require_near(numbers(policy, batch), plainly(policy, numbers, policy, batch))
     assert programs() == kinds
     assert not counters["graph_break"]
     assert any(call.startswith("backward") for call in on_cuda)
 
 
-def test_numbers_are_those_of_plain_rows(on_cuda):
+@pytest.mark.parametrize("branches", [1, 3])
+def test_numbers_are_those_of_plain_rows(on_cuda, branches):
+    """Where every prompt has one branch, its keys lie as they are, which is another program."""
     policy = policy_of()
-    trees = random_trees(3, branches=3, longest=30)
+    trees = random_trees(3, branches=branches, longest=30)
     found = numbers(policy, collate(trees, "shared_prefix").to(CPU))
     torch._dynamo.reset()
     plain = architecture_model("llama")
@@ -107,18 +109,18 @@ def test_numbers_are_those_of_plain_rows(on_cuda):
     require_near(found, [logps, *gradients(plain, logps)])
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "gpt_oss", "gpt2"])
+@pytest.mark.parametrize("architecture", ["gemma2", "gpt_oss", "gpt2", "deepseek_v3"])
 def test_attention_that_is_not_compiled_is_called_between_programs(on_cuda, architecture):
-    """Soft caps and sinks; and models that are built otherwise."""
+    """Soft caps, sinks, and values of another size than keys; and a model that is built otherwise."""
     policy = policy_of(architecture)
     for batch in batches():
-        require_near(numbers(policy, batch), uncompiled(numbers, policy, batch))
+        require_near(numbers(policy, batch), plainly(policy, numbers, policy, batch))
 
 
 def test_the_kernel_for_cpus_is_called_between_programs():
     policy = policy_of()
     for batch in batches():
-        require_near(numbers(policy, batch), uncompiled(numbers, policy, batch))
+        require_near(numbers(policy, batch), plainly(policy, numbers, policy, batch))
 
 
 def test_mismatched_branches(on_cuda):
@@ -128,7 +130,7 @@ def test_mismatched_branches(on_cuda):
         attrs.evolve(tree, branches=(tree.branches[0], attrs.evolve(tree.branches[1], role=MISMATCHED))) for tree in random_trees(3)
     ]
     batch = collate(labelled, "shared_prefix").to(CPU)
-    found, expected = policy(batch, Needs.MISMATCHED_LOGPS).logps, uncompiled(policy, batch, Needs.MISMATCHED_LOGPS).logps
+    found, expected = policy(batch, Needs.MISMATCHED_LOGPS).logps, plainly(policy, policy, batch, Needs.MISMATCHED_LOGPS).logps
     require_near([found], [expected])
 
 
@@ -142,9 +144,8 @@ def test_an_adapter_is_turned_off_and_on(on_cuda):
     compile_layers(policy, "aot_eager")
     for batch in batches():
         on, off = (policy(batch, adapter=adapter).logps for adapter in (True, False))
-        plain_on, plain_off = (
-            uncompiled(lambda adapter, batch=batch: policy(batch, adapter=adapter).logps, one) for one in (True, False)
-        )
+        with uncompiled(policy.causal_lm):
+            plain_on, plain_off = (policy(batch, adapter=adapter).logps for adapter in (True, False))
         require_near([on, off], [plain_on, plain_off])
         assert not torch.allclose(on, off)
 

@@ -43,10 +43,11 @@ def require_one_wait(tmp_path, **options):
     assert torch.tensor(list(gather_metrics(run, result.metrics).values())).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_moment_that_is_not_finite_keeps_the_weights_as_they_are(tmp_path, value):
+def test_a_moment_that_is_not_finite_keeps_the_weights_as_they_are(tmp_path, value, dtype):
     prepare_folder(tmp_path, "llama")
-    run = make_run(tmp_path, "run", dtype="float32")
+    run = make_run(tmp_path, "run", dtype=dtype)
     train_step(run)
     run.state.step += 1
     moments = [moment for moment in run.state.moments() if moment.dim()]

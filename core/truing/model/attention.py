@@ -62,7 +62,7 @@ def tree_attention(
         scale, window = asked.pop("scaling", query.shape[-1] ** -0.5), asked.pop("sliding_window", None)
         plain = asked.pop("dropout", 0.0) == 0.0 and not asked and truing_layout.kept is None
         q, k, v = as_autocast(query, key, value)
-        if plain and getattr(module, "is_causal", True) and flash_cuda.supports(q, k, v, truing_layout, window):
+        if plain and getattr(module, "is_causal", True) and flash_kernel(q, k, v, truing_layout, window) is flash_cuda:
             assert truing_layout.segments is not None
             return flash_cuda.traced(q, k, v, truing_layout.segments, scale, window), None
     output: Tensor = _untraced(

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from truing.data.tree import PromptTree
 from truing.errors import ModelError
 from truing.model.policy import Policy
+from truing.model.probe import Autocast, why_not_compiled
 
 VARIANTS = 64
-"""Most programs of one kind of layer: with and without gradient, dropout and adapter, for each kind of attention; PyTorch's 8 are
-too few, and it would go on uncompiled."""
+"""Most programs of one kind of layer: with and without gradient, dropout and adapter, for rows whose prompts have one branch each
+and for others, for each kind of attention. PyTorch's 8 are too few, and it would go on uncompiled."""
+
+
+def compile_models(policy: Policy, others: Iterable[Policy], trees: Sequence[PromptTree], autocast: Autocast = nullcontext) -> None:
+    """Compile the layers of the policy and, where they can be, of other models. Raises ModelError where the policy's are not exact.
+
+    It is compared with what it is uncompiled, log-probabilities and gradients, on `trees`.
+    """
+    compile_layers(policy)
+    if problem := why_not_compiled(policy, trees, autocast):
+        raise ModelError(f"trainer.torch_compile: compiled, {problem}; set it to false, or mend the compiler where it is at fault")
+    for other in others:
+        if other.layout != "cached":
+            compile_layers(other)
 
 
 def compile_layers(policy: Policy, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile the decoder's layers, each by itself, so that one program serves all that are alike, for rows of any length.
 
-    A program is made when it is first called, and `torch.compiler.set_stance("force_eager")` suspends all. Raises ModelError where
-    the decoder has no list of layers, or the policy computes in two passes over a cache, which grows from call to call.
+    A program is made when it is first called. Raises ModelError where the decoder has no list of layers, or the policy computes in
+    two passes over a cache, which grows from call to call.
     """
     layers = list(_layers(policy.causal_lm.get_decoder()))
     if not layers or policy.layout == "cached":

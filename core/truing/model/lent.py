@@ -6,7 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Call modules that are compiled as if they were not; of this model alone, where PyTorch's own way is for a whole process."""
+    programs = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl is not None}
+    try:
+        for module in programs:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, program in programs.items():
+            module._compiled_call_impl = program
 
 
 @contextmanager
@@ -29,8 +43,7 @@ def lent(model: PreTrainedModel, attention: str, generation: GenerationConfig | 
         for config, _ in before:
             config._attn_implementation = attention
         model.generation_config = generation or GenerationConfig()
-        # a cache grows with every token, and compiled layers would be compiled again for it
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), uncompiled(model):  # a cache grows with every token, for which layers would be compiled again
             yield
     finally:
         model.generation_config = own

@@ -18,6 +18,7 @@ from truing.errors import ModelError, first_line
 from truing.loss import Needs
 from truing.model.attention import use_own_attention, use_tree_attention, why_not_shared_prefix
 from truing.model.head import score_logits
+from truing.model.lent import uncompiled
 from truing.model.loading import is_checkpointing
 from truing.model.policy import Policy
 
@@ -85,13 +86,16 @@ def choose_forward(
 
 
 def why_not_compiled(policy: Policy, trees: Sequence[PromptTree], autocast: Autocast = nullcontext) -> str | None:
-    """Return in what the policy's compiled layers differ from those that are not on `trees`, or None where nothing differs."""
+    """Return in what the policy's compiled layers differ from those that are not on `trees`, or None where nothing differs.
+
+    Nor is it known where these give numbers that are not finite, of which the run will say more.
+    """
     layout = policy.layout
     try:
         with autocast():
-            with torch.compiler.set_stance("force_eager"):
+            with uncompiled(policy.causal_lm):
                 plain = _logps_and_gradients(policy, trees, layout)
-            return _compare(policy, trees, layout, plain)
+            return _compare(policy, trees, layout, plain) if plain[0].isfinite().all() else None
     finally:
         policy.layout = layout
 

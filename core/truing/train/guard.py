@@ -39,7 +39,7 @@ def judge(run: Run, finite: Mapping[str, Tensor], norm: Tensor) -> list[str]:
     `norm` is that of the gradient, and `finite` are bool scalars by the words of `CHECKED`. All ranks call this together and get
     the same. In a step of one micro-batch most methods read numbers off the device nowhere else.
     """
-    flags = {**finite, GRADIENT: norm.isfinite(), OPTIMIZER: _is_finite(run.state.moments(), norm)}
+    flags = {**finite, GRADIENT: norm.isfinite(), OPTIMIZER: _moments_are_finite(run.state.moments(), norm)}
     bad = [~flags.get(word, norm.new_ones((), dtype=torch.bool)) for word in CHECKED]
     shares = torch.stack([*(flag.to(norm) for flag in bad), norm / run.accelerator.num_processes])
     if run.accelerator.num_processes > 1:
@@ -65,6 +65,17 @@ def _spike(run: Run, norm: float) -> list[str]:
     return []
 
 
+def _moments_are_finite(moments: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return a bool scalar on the device of `like`."""
+    kinds = {(moment.device, moment.dtype) for moment in moments}
+    if like.device.type != "cuda" or kinds != {(like.device, torch.float32)}:
+        return _is_finite(moments, like)
+    found, one = torch.zeros((), device=like.device), torch.ones((), device=like.device)
+    # what unscales gradients, by 1, which changes nothing: it sets one flag, where norms are a number for each of all moments
+    torch._amp_foreach_non_finite_check_and_unscale_(list(moments), found, one)
+    return found == 0
+
+
 def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return a bool scalar on the device of `like`."""
     some = [tensor for tensor in tensors if tensor.numel()]
@@ -73,11 +84,6 @@ def _is_finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     if all(tensor.device.type == "cpu" for tensor in some):  # where the other way takes eight times as long
         ends = [end.double() for tensor in some for end in torch.aminmax(tensor)]  # both are NaN where one element is
         return torch.stack(ends).isfinite().all().to(like.device)
-    if all(type(tensor) is Tensor and tensor.device == like.device for tensor in some):
-        found, one = like.new_zeros(()), like.new_ones(())
-        # what unscales gradients, by 1: it returns one flag and no number for each tensor, for which the host would have to ask
-        torch._amp_foreach_non_finite_check_and_unscale_(some, found, one)
-        return found == 0
     return get_total_norm(some, norm_type=math.inf).isfinite().to(like.device)
 
 

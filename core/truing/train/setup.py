@@ -23,17 +23,17 @@ from truing.data.dataset import TreeDataset
 from truing.data.mismatched import with_mismatched
 from truing.data.recognise import with_formats
 from truing.data.tokenizer import load_tokenizer
-from truing.data.tree import PromptTree, Trees
+from truing.data.tree import Trees
 from truing.declared import all_needs, prompt_tokens_of, sees_whole_step
 from truing.errors import ModelError
 from truing.loss import Layout, Needs
-from truing.model.compiled import compile_layers
+from truing.model.compiled import compile_models
 from truing.model.critic import make_critic, needs_copy
 from truing.model.loading import add_adapter, context_length, disable_dropout, enable_checkpointing, load_model
 from truing.model.mapped import detach_from_files
 from truing.model.memory import token_budget
 from truing.model.policy import Policy
-from truing.model.probe import ForwardChoice, choose_forward, made_up_trees, probed_trees, why_not_compiled
+from truing.model.probe import ForwardChoice, choose_forward, made_up_trees, probed_trees
 from truing.model.reference import Following, Reference
 from truing.model.score_head import find_score_head, freeze_unread, new_score_head, read_score_head
 from truing.registry import Registry
@@ -333,8 +333,9 @@ def _choose_forward(
         for model in filter(None, models):
             model.temperature = plan.sampling.temperature
     if config.trainer.torch_compile:
-        _compile(models, probed, accelerator)
-        choice = attrs.evolve(choice, reason=f"{choice.reason}; layers compiled (probed: equal to those that are not)")
+        others = [model for model in (policy.critic, second) if model is not None]
+        compile_models(policy, others, probed, accelerator.autocast)
+        choice = attrs.evolve(choice, reason=f"{choice.reason}; layers compiled (the policy's probed: equal to those that are not)")
     budget = config.trainer.max_tokens_per_batch
     if budget is None:
         fits = token_budget(
@@ -348,15 +349,6 @@ def _choose_forward(
         budget = min(gather_object([fits]))
     reporter.say(f"forward: {choice.reason}; at most {budget:,} tokens at once")
     return choice, budget
-
-
-def _compile(models: tuple[Policy, Policy | None], probed: Sequence[PromptTree], accelerator: Accelerator) -> None:
-    """Compile the layers of the policy, its critic and a second model. Raises ModelError where the policy's are not exact then."""
-    policy, second = models
-    for model in filter(None, (policy, policy.critic, second)):
-        compile_layers(model)
-    if problem := why_not_compiled(policy, probed, accelerator.autocast):
-        raise ModelError(f"trainer.torch_compile: compiled, {problem}; set it to false, or mend the compiler where it is at fault")
 
 
 def _check_vocabulary(data: Data, policy: Policy) -> None:
