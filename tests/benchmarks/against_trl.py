@@ -6,8 +6,8 @@ Before anything is timed, one batch goes through every arm: losses must agree to
 (relative, in the Euclidean norm). In each round all arms get the same fresh batch, in random order; losses must agree again. A
 round's ratio is TRL's CPU seconds over Truing's, and the table shows the median and all of them.
 
-glibc is as it is: it gives freed memory back, which is mapped and cleared anew in every step. On a virtual machine that costs as much
-as the arithmetic, and most for whom needs most memory: TRL. `--allocator=keep` shows what remains where it is told to keep it.
+glibc is as it is: it gives freed memory back, which is mapped and cleared anew in every step. On a virtual machine that costs as
+much as the arithmetic, and most for whom needs most memory: TRL. `--allocator=keep` shows what remains where it is told to keep it.
 
 tests/benchmarks/matmul.py says what the share of the matmul limit is, tests/benchmarks/memory.py what the memory is. TRL is not a
 dependency of Truing: `make bench` runs this in an environment of its own.
