@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from tests.benchmarks import generation
+from tests.benchmarks import generation, long_completion
 from tests.benchmarks.against_trl import SMOKE_CASES, compare, row
 from tests.benchmarks.matmul import useful_operations
 from tests.benchmarks.profiles import Case, TokenCounts, count, make_batch
@@ -87,3 +87,13 @@ def test_ways_of_generating_are_compared_on_the_same_lengths():
     found = generation.speeds(case, ["generate", "plain", "truing"], rounds=1)
     assert {name: len(speed) for name, speed in found.items()} == {"generate": 1, "plain": 1, "truing": 1}
     assert generation.row(case, found).startswith("| grpo-3x8-tiny-tiny | ")
+
+
+def test_a_long_completion_is_timed_with_the_short_ones_and_without():
+    case = Case.named("grpo-1x8-tiny-tiny", pairs=1)
+    trees = long_completion.trees_of(case, 50, seed=1)
+    assert {name: len(tree.branches) for name, tree in trees.items()} == {"together": 8, "short": 7, "long": 1}
+    assert trees["together"].num_tokens - trees["short"].num_tokens == 50
+    rounds = long_completion.compare(case, 50, rounds=1)
+    assert [done.keys() for done in rounds] == [trees.keys()]
+    assert "the last completion of 50 tokens: together / (short + long) = " in long_completion.line(case, 50, rounds)
