@@ -131,7 +131,7 @@ class TruingArm:
 
 def _with_advantages(tree: PromptTree) -> PromptTree:
     """Return the tree as the driver of online methods makes it of completions that were sampled and scored."""
-    known = [Sampled(rewards=(advantage,), advantage=advantage) for advantage in ADVANTAGES]
+    known = [Sampled(rewards=(advantage,), advantage=advantage) for advantage in ADVANTAGES[: len(tree.branches)]]
     pairs = zip(tree.branches, known, strict=True)
     return attrs.evolve(tree, branches=tuple(attrs.evolve(branch, sampled=sampled) for branch, sampled in pairs))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from tests.benchmarks import generation
+from tests.benchmarks import generation, long_completion, stories
 from tests.benchmarks.against_trl import SMOKE_CASES, compare, row
 from tests.benchmarks.matmul import useful_operations
 from tests.benchmarks.profiles import Case, TokenCounts, count, make_batch
+from tests.end_to_end.helpers import save_tiny_model, write_rows
 
 
 @pytest.mark.parametrize("name", SMOKE_CASES)
@@ -87,3 +88,32 @@ def test_ways_of_generating_are_compared_on_the_same_lengths():
     found = generation.speeds(case, ["generate", "plain", "truing"], rounds=1)
     assert {name: len(speed) for name, speed in found.items()} == {"generate": 1, "plain": 1, "truing": 1}
     assert generation.row(case, found).startswith("| grpo-3x8-tiny-tiny | ")
+
+
+def test_a_long_completion_is_timed_with_the_short_ones_and_without():
+    case = Case.named("grpo-1x8-tiny-tiny", pairs=1)
+    trees = long_completion.trees_of(case, 50, seed=1)
+    assert {name: len(tree.branches) for name, tree in trees.items()} == {"together": 8, "short": 7, "long": 1}
+    assert trees["together"].num_tokens - trees["short"].num_tokens == 50
+    rounds = long_completion.compare(case, 50, rounds=1)
+    assert [done.keys() for done in rounds] == [trees.keys()]
+    assert "the last completion of 50 tokens: together / (short + long) = " in long_completion.line(case, 50, rounds)
+
+
+def test_the_reward_of_the_stories_by_hand():
+    """Twelve words are a point, nine and fifteen are three quarters of one, 24 and more are none; "happy" is one more."""
+    texts = ["word " * 12, "word " * 9, "happy " * 15, "word " * 30, "happy " * 24]
+    assert stories.happy_and_short(texts) == [1.0, 0.75, 1.75, 0.0, 1.0]
+
+
+def test_a_curve_of_rewards_has_a_mean_of_every_ten_steps():
+    curve = stories.Curve(seed=1, rewards=(0.5,) * 10 + (1.0, 2.0), seconds=3.0)
+    assert curve.means == {10: 0.5, 12: 1.5}
+    assert "last over first 3.00, over the first 10 steps' 3.00" in curve.line
+
+
+def test_stories_are_trained_on(tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    prompts = write_rows(tmp_path / "openings.jsonl", [{"text": f"one and {number} "} for number in range(8)])
+    curve = stories.learn(model, prompts, steps=2, seed=1, folder=tmp_path)
+    assert len(curve.rewards) == 2 and list(curve.means) == [2]

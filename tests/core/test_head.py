@@ -20,9 +20,10 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 @pytest.fixture(autouse=True)
 def sizes(monkeypatch):
-    """Tiles of 13 columns and chunks of 4 tokens, so that small examples have several of both."""
+    """Tiles of 13 columns and chunks of 4 tokens, 3 of kept ones, so that small examples have several of each."""
     monkeypatch.setattr(logits_module, "TILE", {"cpu": 13})
     monkeypatch.setattr(head_module, "CHUNK", 4)
+    monkeypatch.setattr(head_module, "KEPT_CHUNK", {"cpu": 3})
 
 
 def problem(tokens, vocabulary, bias, seed):
@@ -212,3 +213,9 @@ def test_under_bf16_a_likely_target_is_still_pulled_up(monkeypatch, kept):
         scores = score_tokens(hidden, target, Head(linear), Needs.NOTHING)
     (gradient,) = torch.autograd.grad(scores.logps.sum(), hidden)
     assert gradient.item() == pytest.approx(1 - torch.tensor(6.5625).sigmoid().item(), rel=0.01)
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(0, [0]), (1, [1]), (3, [3]), (4, [2, 2]), (10, [3, 3, 3, 1])])
+def test_logits_that_are_kept_are_cut_evenly(size, lengths):
+    assert [chunk.stop - chunk.start for chunk in head_module._kept_chunks(size, "cpu")] == lengths
+    assert head_module._kept_chunks(size, "cuda") == [slice(0, size)]

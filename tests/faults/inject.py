@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import truing.train.loop
 import truing.train.setup
+from tests.faults.runs import beside
 from truing.data.tree import PromptTree, Trees
 from truing.train.checkpoint import store
 from truing.train.order import DataOrder
@@ -69,6 +71,19 @@ def buffered() -> None:
         return BufferedSource(trees, order.per_lot)
 
     truing.train.setup.make_source = make
+
+
+def noting_prompts() -> None:
+    """Write down beside the run directory which prompts a step was on, when it has changed the weights."""
+    real = truing.train.loop.train_step
+
+    def wrapped(run: Run, trees: Any) -> Any:
+        result = real(run, trees)
+        with beside(run.run_dir.path).open("a") as file:
+            file.write(json.dumps({"step": run.state.step + 1, "prompts": [tree.sample_id for tree in trees]}) + "\n")
+        return result
+
+    truing.train.loop.train_step = wrapped
 
 
 def in_every_step(act: Callable[[Run], object]) -> None:

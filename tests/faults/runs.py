@@ -44,6 +44,8 @@ class End:
     weights: bytes
     history: list[dict[str, Any]]
     completions: str
+    prompts: dict[int, list[int]]
+    """Which each step was on whose weights the run went on from, where that was noted."""
     seconds: float = attrs.field(default=0.0, eq=False)
     """What it took, from its start."""
 
@@ -52,7 +54,18 @@ def end_of(run: Path) -> End:
     """Return what a run left."""
     (weights,) = (run / "model" / name for name in WEIGHTS if (run / "model" / name).exists())
     sampled = run / "completions.jsonl"
-    return End(weights.read_bytes(), history(run), sampled.read_text() if sampled.exists() else "")
+    return End(weights.read_bytes(), history(run), sampled.read_text() if sampled.exists() else "", prompts_of(run))
+
+
+def beside(run: Path) -> Path:
+    """Return where it is noted which prompts a run trains on: outside of the run directory, which is to be as it always is."""
+    return run.with_name(f"{run.name}.prompts")
+
+
+def prompts_of(run: Path) -> dict[int, list[int]]:
+    """Return the prompts by step; of a step that was done again after a kill, those of the last time."""
+    noted = beside(run).read_text().splitlines() if beside(run).exists() else []
+    return {line["step"]: line["prompts"] for line in map(json.loads, noted)}
 
 
 def history(run: Path) -> list[dict[str, Any]]:
@@ -106,6 +119,7 @@ def same(run: Path, unbroken: End) -> None:
     found = end_of(run)
     assert found.completions == unbroken.completions
     assert found.history == unbroken.history
+    assert found.prompts == unbroken.prompts
     assert found.weights == unbroken.weights, "the log is the same, and the weights are not"
 
 

@@ -11,11 +11,11 @@ import time
 import pytest
 
 from tests.faults.children import fork
-from tests.faults.inject import buffered
-from tests.faults.runs import ONLINE, same, whole_checkpoints
+from tests.faults.inject import buffered, noting_prompts
+from tests.faults.runs import ONLINE, STEPS, prompts_of, same, whole_checkpoints
 from tests.faults.saves import found, newest, save, versions
 from tests.faults.sizes import named, only_full, portions
-from truing.train.checkpoint import CheckpointStore
+from truing.train.checkpoint import CheckpointStore, step_of
 
 NUMBERS = 60_000
 """In a writer's checkpoint, 240 KB: a save takes a few hundredths of a second."""
@@ -64,18 +64,23 @@ def check_folder(folder, done, replacing):
     assert len(store.checkpoints()) <= KEEP and not list(folder.glob(".*"))
 
 
-def kill_somewhere(tiny, run, options, how, draw, *, real):
+def kill_somewhere(tiny, run, options, how, draw, *, real, after_a_save):
     """Start a run and kill it at a random instant of its life; return where it is and the checkpoints that it had.
 
-    Of a program's life that is what a fork's is: from when it has a run directory.
+    Of a program's life that is what a fork's is: from when it has a run directory. Most of a short run's life is its start, so that
+    the instant is of what is left after the first checkpoint, where that is asked for.
     """
     seconds = tiny.unbroken(*options, **how).seconds
     for attempt in itertools.count():
         folder = run.with_name(f"{run.name}-{attempt}")
-        child = tiny.start(folder, *options, real=real, **how)
+        began, child = time.monotonic(), tiny.start(folder, *options, real=real, **how)
         if real:
             child.until(folder.exists, "the run directory")
-        child.has_ended(draw.uniform(0.05, 1.0) * seconds)
+        if after_a_save:
+            child.until(lambda folder=folder: list(folder.glob("checkpoints/step-*")), "the first checkpoint")
+            child.has_ended(draw.uniform(0.0, 1.0) * max(0.0, seconds - (time.monotonic() - began)))
+        else:
+            child.has_ended(draw.uniform(0.05, 1.0) * seconds)
         child.send(signal.SIGKILL)
         ended = child.wait()
         if ended.code != 0:  # else it was faster this time
@@ -91,38 +96,46 @@ OPTIONS = (
 )
 
 
-def kill_and_resume(tiny, tmp_path, case, how, *, real=False):
-    """Kill a run, or a program, and go on with it in a fork, which ends with the same bits."""
+def kill_and_resume(tiny, tmp_path, case, how, *, real=False, after_a_save=False):
+    """Kill a run, or a program, and go on with it in a fork, which ends with the same bits; return where it is and went on from."""
     draw, options = random.Random(f"run {case}"), (*how.pop("settings", ()), *OPTIONS[case % len(OPTIONS)])
-    run, saved = kill_somewhere(tiny, tmp_path / str(case), options, how, draw, real=real)
+    run, saved = kill_somewhere(tiny, tmp_path / str(case), options, how, draw, real=real, after_a_save=after_a_save)
     ended = tiny.finish(run, *options, resume=True, **how)
     same(run, tiny.unbroken(*options, **how))
     assert "damaged" not in ended.output
     if saved:
         assert f"resumed from {saved[-1]}: " in ended.output, ended.said
-    return bool(saved)
+    return run, saved[-1] if saved else None
 
 
 @pytest.mark.parametrize("cases", portions(140, 2, 10), ids=named)
 def test_a_run_on_collected_data_that_is_killed(tmp_path, tiny, cases, tally):
-    resumed = sum(kill_and_resume(tiny, tmp_path, case, {}) for case in cases)
+    resumed = sum(bool(kill_and_resume(tiny, tmp_path, case, {})[1]) for case in cases)
     tally("kill -9 of a run", kills=len(cases), **{"with a checkpoint to go on from": resumed})
 
 
 @pytest.mark.parametrize("cases", portions(140, 2, 10), ids=named)
 def test_a_run_with_a_rollout_buffer_that_is_killed(tmp_path, tiny, cases, tally):
-    resumed = sum(kill_and_resume(tiny, tmp_path, case, {"before": buffered}) for case in cases)
+    resumed = sum(bool(kill_and_resume(tiny, tmp_path, case, {"before": buffered})[1]) for case in cases)
     tally("kill -9 of a run with a rollout buffer", kills=len(cases), **{"with a checkpoint to go on from": resumed})
 
 
 @pytest.mark.parametrize("cases", portions(50, 1, 5), ids=named)
 def test_a_run_that_samples_its_completions_and_is_killed(tmp_path, tiny, cases, tally):
-    resumed = sum(kill_and_resume(tiny, tmp_path, case, {"settings": ONLINE}) for case in cases)
-    tally("kill -9 of a run that samples", kills=len(cases), **{"with a checkpoint to go on from": resumed})
+    """Four in five are killed after a save. A rollout batch is of two steps, and an odd step in its middle."""
+    steps = []
+    for case in cases:
+        how = {"settings": ONLINE, "before": noting_prompts}
+        run, saved = kill_and_resume(tiny, tmp_path, case, how, after_a_save=case % 5 < 4)
+        assert sorted(prompts_of(run)) == list(range(1, STEPS + 1))
+        steps.append(step_of(saved) if saved else 0)
+    resumed, midway = sum(step > 0 for step in steps), sum(step % 2 for step in steps)
+    counts = {"with a checkpoint to go on from": resumed, "of these in the middle of a batch": midway}
+    tally("kill -9 of a run that samples", kills=len(cases), **counts)
 
 
 @only_full
 @pytest.mark.parametrize("cases", portions(20, 0, 5), ids=named)
 def test_a_program_that_is_killed(tmp_path, tiny, cases, tally):
-    resumed = sum(kill_and_resume(tiny, tmp_path, case, {}, real=True) for case in cases)
+    resumed = sum(bool(kill_and_resume(tiny, tmp_path, case, {}, real=True)[1]) for case in cases)
     tally("kill -9 of a program", kills=len(cases), **{"with a checkpoint to go on from": resumed})

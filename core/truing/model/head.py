@@ -7,6 +7,7 @@ so that nothing is computed twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ KEPT_SHARE, PART_SHARE = 1 / 16, 1 / 128
 """The same elsewhere, of the device's memory."""
 CHUNK = 1024
 """Tokens whose logits are computed at once."""
+KEPT_CHUNK = {"cpu": 400}
+"""The most of logits that are kept, by device: few enough that a tile finds room in the holes that a forward's temporaries leave in
+the heap, and no fewer, for every chunk goes over the weights and their gradient again; all tokens elsewhere."""
 
 
 def kept_bytes(device: torch.device) -> int:
@@ -136,8 +140,14 @@ class _Gradients(NamedTuple):
         )
 
 
-def _chunks(size: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)] or [slice(0, 0)]
+def _chunks(size: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)] or [slice(0, 0)]
+
+
+def _kept_chunks(size: int, device: str) -> list[slice]:
+    """Return chunks that are about as long as one another."""
+    count = math.ceil(size / KEPT_CHUNK.get(device, max(size, 1)))
+    return _chunks(size, math.ceil(size / max(count, 1)) or 1)
 
 
 def _within(tokens: Tensor | slice, chunk: slice) -> Tensor | slice:
@@ -160,7 +170,7 @@ class _Scores(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         operands = _Operands.cast(hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
-            ctx.chunks = _chunks(len(targets))
+            ctx.chunks = _chunks(len(targets), CHUNK)
             ctx.logits = [operands.logits(chunk, targets, head, needs, keep=keep) for chunk in ctx.chunks]
             scores = TokenScores.cat([logits.score() for logits in ctx.logits])
         ctx.set_materialize_grads(False)
@@ -198,7 +208,7 @@ class _FusedLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part in parts:
                 keep = part.size <= tokens_kept(head)
-                chunks = [slice(0, part.size)] if keep else _chunks(part.size)
+                chunks = _kept_chunks(part.size, hidden.device.type) if keep else _chunks(part.size, CHUNK)
                 at = [_within(part.tokens, chunk) for chunk in chunks]
                 logits = [operands.logits(tokens, targets, head, needs, keep=keep) for tokens in at]
                 gradients = gradients or _Gradients.of(ctx, logits[0])
