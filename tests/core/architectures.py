@@ -93,8 +93,9 @@ def page(forwards: Mapping[str, tuple[str, str]]) -> str:
     return f"""# Architectures
 
 Which forward the probe chooses for an architecture of transformers, and what it says. Of each, a tiny random model is compared with
-plain passes of single sequences by `tests/core/test_architectures.py`: log-probabilities and every gradient, in float32, to 1e-5 of
-the largest. The test makes this page: `python -m tests.core.architectures`.
+plain passes of single sequences by `tests/core/test_architectures.py`: log-probabilities and the gradient of every weight, in
+float32, to 1e-5 of its own largest number (one that sums what cancels to 3e-5, as the test says). The test makes this page:
+`python -m tests.core.architectures`.
 
 `shared_prefix` computes every prompt once and pads nothing; `cached` computes every prompt once, in padded rows; `padded` is the
 plain way ([the shared-prefix forward](../explanation/shared-prefix.md)). An architecture that is not listed is probed like the

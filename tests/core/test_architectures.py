@@ -14,6 +14,17 @@ from truing.model.probe import ForwardChoice, choose_forward
 
 # fp32 rounds to 6e-8; sums of some hundred terms in another order, twice through two layers and back, come to about 1e-6
 TOLERANCE = 1e-5
+"""Of a tensor's own largest entry."""
+ROUGHER = {
+    # a sum over all positions of what cancels in four numbers: in fp32 the plain pass is itself 1.2e-5 off the one in float64
+    ("qwen3_next", "model.layers.0.linear_attn.A_log"): 3e-5,
+}
+ZERO = {
+    # what is added to all keys alike adds the same to all scores of a query, which a softmax does not see; rounding is left
+    ("opt", "model.decoder.layers.0.self_attn.k_proj.bias"): 1e-5,
+    ("opt", "model.decoder.layers.1.self_attn.k_proj.bias"): 1e-5,
+}
+"""Gradients that are zero by mathematics, and how large they may be, where the largest of other weights are about 10."""
 TREES = random_trees(3, branches=3, longest=3 * WINDOW)
 
 
@@ -40,12 +51,18 @@ def choice_checked_against_plain(architecture: str) -> ForwardChoice:
     """Let the probe choose, then compare what was chosen with plain passes made before."""
     model = architecture_model(architecture)
     expected = plain_logps(model, TREES)
-    expected_gradients = gradients(model, expected)
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    expected_gradients = dict(zip(names, gradients(model, expected), strict=True))
     policy = Policy(model, "padded")
     choice = choose_forward(policy, TREES, "auto")
     logps = policy(collate(TREES, choice.forward)).tokens.logps
-    assert relative_gap([logps], [expected]) < TOLERANCE, choice
-    assert relative_gap(gradients(model, logps), expected_gradients) < TOLERANCE, choice
+    assert relative_gap(logps, expected) < TOLERANCE, choice
+    for name, found in zip(names, gradients(model, logps), strict=True):
+        plain, place = expected_gradients[name], (architecture, name)
+        if place in ZERO:
+            assert max(float(gradient.abs().max()) for gradient in (found, plain)) < ZERO[place], name
+        else:
+            assert relative_gap(found, plain) < ROUGHER.get(place, TOLERANCE), (name, choice)
     forward, why = forward_of(choice)
     assert f"| `{architecture}` | `{forward}` | {why} |" in PAGE.read_text(), "run python -m tests.core.architectures"
     return choice
@@ -56,7 +73,6 @@ def test_the_page_lists_no_other():
     assert listed == {*SHARED_PREFIX, *FALLBACK}
 
 
-def relative_gap(ours: list[Tensor], plain: list[Tensor]) -> float:
-    """The largest difference, relative to the largest entry of all: a parameter that hardly counts is rounded like its sources."""
-    largest = max(float(tensor.detach().abs().max()) for tensor in plain)
-    return max(float((one - other).detach().abs().max()) for one, other in zip(ours, plain, strict=True)) / largest
+def relative_gap(ours: Tensor, plain: Tensor) -> float:
+    """The largest difference, relative to the tensor's largest entry."""
+    return float((ours - plain).detach().abs().max()) / float(plain.detach().abs().max())

@@ -39,16 +39,19 @@ def test_log_probs_and_gradients_equal_plain_ones(architecture, forward):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=tolerance)
 
 
-def test_layout_survives_gradient_checkpointing():
+def test_layouts_survive_gradient_checkpointing():
+    """Two rows are alive, and the backward of each computes its layers again: with its own layout, not with the last one."""
     model = tiny_model(dtype=torch.float64)
     use_tree_attention(model)
-    trees = random_trees(3)
     policy = Policy(model, "shared_prefix").train()
-    kept = gradients(model, policy(collate(trees, "shared_prefix")).tokens.logps)
+    batches = [collate(random_trees(3), "shared_prefix"), collate(random_trees(2, seed=1, branches=3), "shared_prefix")]
+    kept = [gradients(model, policy(batch).tokens.logps) for batch in batches]
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    recomputed = gradients(model, policy(collate(trees, "shared_prefix")).tokens.logps)
-    for one, other in zip(recomputed, kept, strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
+    alive = [policy(batch).tokens.logps for batch in batches]
+    recomputed = [gradients(model, logps) for logps in reversed(alive)]
+    for ours, alone in zip(reversed(recomputed), kept, strict=True):
+        for one, other in zip(ours, alone, strict=True):
+            torch.testing.assert_close(one, other, **EXACT)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt_oss"])

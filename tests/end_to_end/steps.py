@@ -25,6 +25,7 @@ from truing.config import build_config
 from truing.registry import Registry
 from truing.train.console import Reporter
 from truing.train.given import Given
+from truing.train.meter import Meter
 from truing.train.run import Run
 from truing.train.run_dir import RunDir
 from truing.train.setup import set_up
@@ -146,10 +147,11 @@ OWN = {loss.name: loss for loss in (SortedMargins(), SomeMargins(), Scored(), So
 
 
 def step(run: Run) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return metrics and gradients of the run's first step."""
-    result = accumulate_gradients(run, run.source.trees(run))
+    """Return metrics and gradients of the run's first step, as if it had taken a second."""
+    meter = Meter()
+    meter.add(accumulate_gradients(run, run.source.trees(run)), seconds=1.0)
     gradients = {name: _whole(weight.grad).clone() for name, weight in run.policy.named_parameters() if weight.grad is not None}
-    return gather_metrics(run, result.metrics), gradients
+    return meter.means(run), gradients
 
 
 def _whole(gradient: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import torch
 from torch import Tensor
 
 from truing.reduce import add_shares
@@ -41,8 +42,10 @@ class Meter:
         """Return the mean of every metric over the steps, the last learning rate, and how fast the steps were."""
         values = {name: value / self.seen[name] for name, value in gather_metrics(run, self.sums).items()}
         values["learning_rate"] = self.learning_rate
-        values["tokens_per_second"] = self.tokens * run.accelerator.num_processes / self.seconds
-        if self.slots:  # else the method kept nothing of what was sampled
-            values["padding_fraction"] = 1 - self.inputs / self.slots
-            values["shared_prefix_savings"] = 1 - self.inputs / self.unshared
+        computed = torch.tensor([self.tokens, self.inputs, self.slots, self.unshared], device=run.accelerator.device)
+        tokens, inputs, slots, unshared = run.accelerator.reduce(computed, reduction="sum").tolist()
+        values["tokens_per_second"] = tokens / self.seconds
+        if slots:  # else the method kept nothing of what was sampled
+            values["padding_fraction"] = 1 - inputs / slots
+            values["shared_prefix_savings"] = 1 - inputs / unshared
         return values

@@ -124,7 +124,8 @@ def accumulate_gradients(run: Run, trees: Sequence[PromptTree]) -> StepResult:
             del loss  # and what its graph holds, before the next forward
         add_shares(result.metrics, {name: share * micro_batch.weight for name, share in objective.shares.items()})
         add_finite(result.finite, objective.finite)
-        result.add(batch)
+        if micro_batch.counts:
+            result.add(batch)
         result.loss_state = objective.state
         run.reporter.alive(state.step)
     return result
