@@ -88,7 +88,7 @@ class Round:
 def make_arm(name: str, case: Case, folder: Path) -> Arm:
     """Return an arm with its models loaded."""
     if name in OURS:
-        return TruingArm(case, folder, compiled=name != OURS[0])
+        return TruingArm(case, folder, compiled=name == "truing-compiled")
     from tests.benchmarks.trl_arms import trl_arm
 
     return trl_arm(case, folder, best=name == "trl-best")

@@ -7,6 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
+from truing.cli import main
 from truing.testing import tiny_model, tiny_tokenizer
 
 
@@ -50,3 +53,12 @@ def write_config(folder: Path, **trainer: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(json.dumps(config, indent=1))  # JSON is YAML
     return path
+
+
+def train_by(folder: Path, config: dict[str, Any]) -> str:
+    """Write a configuration into `folder`, train by it into `folder`/run, and return what the terminal showed."""
+    path = folder / "config.yaml"
+    path.write_text(json.dumps({**config, "output": {"dir": str(folder / "run")}}))
+    result = CliRunner().invoke(main, ["train", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from tests.end_to_end.helpers import save_tiny_model, write_rows
+from tests.end_to_end.helpers import save_tiny_model, train_by, write_rows
 from tests.end_to_end.test_online import completions
-from truing.cli import main
 from truing.rewards import DEFAULT_WARNING
 
 
@@ -25,12 +21,9 @@ def test_a_run_without_a_reward_says_that_nothing_will_be_learned(tmp_path, meth
         "data": {"path": "rows.jsonl", "format": "text"},
         "rollout": {"num_generations": 3, "max_completion_length": 6},
         "trainer": {"batch_size": 2, "max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1},
-        "output": {"dir": str(tmp_path / "run")},
     }
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
-    result = CliRunner().invoke(main, ["train", str(tmp_path / "config.yaml")], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    said = " ".join(result.output.split())
+    output = train_by(tmp_path, config)
+    said = " ".join(output.split())
     assert said.count(DEFAULT_WARNING) == 1 and said.index(f"warning: {DEFAULT_WARNING}") < said.index("step 1/2")
     lines = completions(tmp_path / "run")
     assert len(lines) == 2 * 2 * 3

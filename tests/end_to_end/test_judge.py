@@ -7,12 +7,10 @@ import json
 import math
 
 import pytest
-from click.testing import CliRunner
 
-from tests.end_to_end.helpers import save_tiny_model, write_rows
+from tests.end_to_end.helpers import save_tiny_model, train_by, write_rows
 from tests.end_to_end.test_online import completions
 from tests.end_to_end.test_resume import history
-from truing.cli import main
 
 JUDGE = '''
 import json
@@ -52,11 +50,8 @@ def test_a_judge_ranks_whole_groups(tmp_path):
         "rollout": {"num_generations": 4, "max_completion_length": 12},
         "rewards": ["judges.judge"],
         "trainer": {"batch_size": 4, "max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1},
-        "output": {"dir": str(tmp_path / "run")},
     }
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
-    result = CliRunner().invoke(main, ["train", str(tmp_path / "config.yaml")], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    train_by(tmp_path, config)
     calls = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
     assert len(calls) == 3 * 4 and all(len(texts) == 4 and len(set(prompts)) == 1 for prompts, texts in calls)
     groups = [

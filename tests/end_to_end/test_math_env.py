@@ -7,11 +7,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from click.testing import CliRunner
-
-from tests.end_to_end.helpers import save_tiny_model, write_rows
+from tests.end_to_end.helpers import save_tiny_model, train_by, write_rows
 from tests.end_to_end.math_env import math_reward
-from truing.cli import main
 
 ROWS = [{"question": f"What is {number} + 1?", "solution": f"One more. #### {number + 1}"} for number in range(4)]
 
@@ -60,12 +57,9 @@ def test_a_rollout_function_its_reward_and_its_transform_run_as_they_are(tmp_pat
         "rollout": {"name": "math_env.math_solver_rollout", "num_generations": 2, "max_completion_length": 400},
         "rewards": ["math_env.math_reward"],
         "trainer": {"batch_size": 1, "max_steps": 1, "logging_steps": 1},
-        "output": {"dir": str(tmp_path / "run")},
     }
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
-    result = CliRunner().invoke(main, ["train", str(tmp_path / "config.yaml")], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert "reward math_env.math_reward: its parameter `answers` is fed from the column `answer`" in result.output
+    output = train_by(tmp_path, config)
+    assert "reward math_env.math_reward: its parameter `answers` is fed from the column `answer`" in output
     lines = [json.loads(line) for line in (tmp_path / "run/completions.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and {line["prompt"] for line in lines} <= {row["question"] for row in ROWS}
     for line in lines:
@@ -84,11 +78,8 @@ def test_rewards_and_transform_of_gsm8k_beside_the_configuration_train(tmp_path)
         "rollout": {"num_generations": 3, "max_completion_length": 8},
         "rewards": ["rewards.rand_reward_func"],
         "trainer": {"batch_size": 2, "max_steps": 2, "learning_rate": 1e-3, "logging_steps": 1},
-        "output": {"dir": str(tmp_path / "run")},
     }
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
-    result = CliRunner().invoke(main, ["train", str(tmp_path / "config.yaml")], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    train_by(tmp_path, config)
     lines = [json.loads(line) for line in (tmp_path / "run/completions.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1] * 6 + [2] * 6
     assert all(0 <= line["rewards"]["rewards.rand_reward_func"] <= 1 and line["advantage"] for line in lines)

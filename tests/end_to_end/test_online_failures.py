@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from typing import ClassVar
@@ -10,15 +9,13 @@ from typing import ClassVar
 import attrs
 import pytest
 import torch
-from click.testing import CliRunner
 
 import truing
 from tests.core.good_losses import Grpo
-from tests.end_to_end.helpers import save_tiny_model, write_rows
+from tests.end_to_end.helpers import save_tiny_model, train_by, write_rows
 from tests.end_to_end.test_online import ROWS, Repeated, align, completions
 from tests.end_to_end.test_resume import history
 from truing import RolloutError, TruingError
-from truing.cli import main
 from truing.config import RewardEntry
 from truing.testing import tiny_model, tiny_tokenizer
 from truing.testing.fakes import FakeRollout, LiveFakeRollout
@@ -191,11 +188,8 @@ def test_a_run_survives_the_worst_rewards_together(tmp_path):
         "rollout": {"num_generations": 2, "max_completion_length": 8},
         "rewards": ["worst.good", *({"name": f"worst.{name}", "timeout": 1 if name == "hangs" else 20} for name in worst)],
         "trainer": {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "reward_workers": 2},
-        "output": {"dir": str(tmp_path / "run")},
     }
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
-    result = CliRunner().invoke(main, ["train", str(tmp_path / "config.yaml")], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    train_by(tmp_path, config)
     lines = history(tmp_path / "run")
     assert len(lines) == 2
     for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -65,14 +66,11 @@ def tree_attention(
         if plain and getattr(module, "is_causal", True) and flash_kernel(q, k, v, truing_layout, window) is flash_cuda:
             assert truing_layout.segments is not None
             return flash_cuda.traced(q, k, v, truing_layout.segments, scale, window), None
-    output: Tensor = _untraced(
-        module, query, key, value, attention_mask, truing_layout=truing_layout, use_flash=use_flash, **options
-    )
+    output = _untraced(module, query, key, value, attention_mask, truing_layout=truing_layout, use_flash=use_flash, **options)
     return output, None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _untraced(
+def _attention_of_row(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -88,7 +86,7 @@ def _untraced(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> Tensor:
-    """Do what `tree_attention` does without being compiled: the compiler would write the trees of one row into its program."""
+    """Return what `tree_attention` does where nothing is compiled."""
     rules = Rules(scale=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
     if truing_layout is None:
         return _masked(query, key, value, attention_mask, rules).transpose(1, 2).contiguous()
@@ -108,6 +106,10 @@ def _untraced(
         scale = query.shape[-1] ** -0.5 if rules.scale is None else rules.scale
         return flash_attention(query, key, value, truing_layout, scale, rules.sinks, kernel, rules.window)
     return _per_branch(query, key, value, truing_layout, rules)
+
+
+_untraced: Callable[..., Tensor] = torch.compiler.disable(_attention_of_row)
+"""The compiler would write the trees of one row into its program."""
 
 
 def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

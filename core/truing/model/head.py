@@ -146,8 +146,8 @@ def _chunks(size: int, step: int) -> list[slice]:
 
 def _kept_chunks(size: int, device: str) -> list[slice]:
     """Return chunks that are about as long as one another."""
-    count = math.ceil(size / KEPT_CHUNK.get(device, max(size, 1)))
-    return _chunks(size, math.ceil(size / max(count, 1)) or 1)
+    count = max(1, math.ceil(size / KEPT_CHUNK.get(device, size or 1)))
+    return _chunks(size, max(1, math.ceil(size / count)))
 
 
 def _within(tokens: Tensor | slice, chunk: slice) -> Tensor | slice:

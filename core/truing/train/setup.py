@@ -333,8 +333,7 @@ def _choose_forward(
         for model in filter(None, models):
             model.temperature = plan.sampling.temperature
     if config.trainer.torch_compile:
-        others = [model for model in (policy.critic, second) if model is not None]
-        compile_models(policy, others, probed, accelerator.autocast)
+        compile_models(policy, filter(None, (policy.critic, second)), probed, accelerator.autocast)
         choice = attrs.evolve(choice, reason=f"{choice.reason}; layers compiled (the policy's probed: equal to those that are not)")
     budget = config.trainer.max_tokens_per_batch
     if budget is None:
